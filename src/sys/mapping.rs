@@ -1,0 +1,328 @@
+//! Memory that a guest may write at any moment: mapped here, copied volatile, never referenced.
+
+use std::any::Any;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
+
+use crate::units::PAGE_SIZE;
+
+/// What the pages of a mapping are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// 4 KiB pages.
+    No,
+    /// Transparent huge pages where the kernel has them to give (`MADV_HUGEPAGE`).
+    Transparent,
+    /// Pages of 2 MiB from the hugetlb pool; creating the mapping fails when the pool is too small.
+    Hugetlb,
+}
+
+/// A range of this process's address space that holds guest RAM.
+///
+/// All access is by bounds-checked volatile copies or by system calls that take addresses.
+#[derive(Debug)]
+pub struct Mapping {
+    start: NonNull<u8>,
+    bytes: usize,
+    /// The file behind the mapping and the offset of its first byte in it.
+    file: Option<(Arc<OwnedFd>, u64)>,
+    owner: Owner,
+}
+
+enum Owner {
+    /// Mapped here; unmapped on drop.
+    Us,
+    /// Mapped by the embedder, who keeps it mapped while this value lives.
+    Other(#[expect(dead_code, reason = "held, never read")] Arc<dyn Any + Send + Sync>),
+}
+
+impl std::fmt::Debug for Owner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Us => "Us",
+            Self::Other(_) => "Other",
+        })
+    }
+}
+
+// SAFETY: a Mapping is an address range; all access through it is volatile or atomic or by the kernel, and nothing in it
+// depends on the thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; concurrent volatile access is what the type is for (a torn page is sent again by the dirty log).
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Private anonymous memory.
+    ///
+    /// # Errors
+    /// What `mmap(2)` answers; `EINVAL` for a length that is 0 or no multiple of the page size.
+    pub fn anonymous(bytes: u64, huge: HugePages) -> io::Result<Self> {
+        let length = checked_length(bytes)?;
+        let mut flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+        if huge == HugePages::Hugetlb {
+            flags |= MapFlags::HUGETLB;
+        }
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe {
+            mmap_anonymous(std::ptr::null_mut(), length, ProtFlags::READ | ProtFlags::WRITE, flags)
+        }?;
+        Self::adopt(start, length, None, huge)
+    }
+
+    /// Shared memory over a new memfd called `name` (seen in `/proc`).
+    ///
+    /// # Errors
+    /// What `memfd_create(2)`, `ftruncate(2)` or `mmap(2)` answers.
+    pub fn memfd(name: &str, bytes: u64, huge: HugePages) -> io::Result<Self> {
+        checked_length(bytes)?;
+        let mut flags = MemfdFlags::CLOEXEC;
+        if huge == HugePages::Hugetlb {
+            flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
+        }
+        let file = memfd_create(name, flags)?;
+        ftruncate(&file, bytes)?;
+        Self::map(Arc::new(file), 0, bytes, huge)
+    }
+
+    /// Shared memory over a file that someone else may map too.
+    ///
+    /// # Errors
+    /// What `mmap(2)` answers, or `EINVAL` when the file ends before the range does: access past the end would kill us.
+    pub fn shared_file(file: OwnedFd, offset: u64, bytes: u64) -> io::Result<Self> {
+        let size = rustix::fs::fstat(&file)?.st_size as u64;
+        if offset.checked_add(bytes).is_none_or(|end| end > size) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("the memory file has {size} bytes, less than offset {offset} + {bytes} bytes"),
+            ));
+        }
+        Self::map(Arc::new(file), offset, bytes, HugePages::No)
+    }
+
+    /// Memory that the embedder has mapped: `owner` is kept until the mapping is dropped, and keeps it mapped.
+    ///
+    /// # Safety
+    /// `start .. start + bytes` is mapped readable and writable, page aligned, for as long as `owner` lives, and no Rust
+    /// reference to any byte of it exists while this value does.
+    ///
+    /// # Errors
+    /// `EINVAL` for a null or unaligned start or a length that is 0 or no multiple of the page size.
+    pub unsafe fn from_raw(
+        start: *mut u8,
+        bytes: u64,
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> io::Result<Self> {
+        let length = checked_length(bytes)?;
+        let start = NonNull::new(start)
+            .filter(|start| (start.as_ptr() as u64).is_multiple_of(PAGE_SIZE))
+            .ok_or(rustix::io::Errno::INVAL)?;
+        Ok(Self { start, bytes: length, file: None, owner: Owner::Other(owner) })
+    }
+
+    fn map(file: Arc<OwnedFd>, offset: u64, bytes: u64, huge: HugePages) -> io::Result<Self> {
+        let length = checked_length(bytes)?;
+        let protection = ProtFlags::READ | ProtFlags::WRITE;
+        let flags = MapFlags::SHARED | MapFlags::NORESERVE;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+        let start = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &file, offset) }?;
+        Self::adopt(start, length, Some((file, offset)), huge)
+    }
+
+    fn adopt(
+        start: *mut std::ffi::c_void,
+        bytes: usize,
+        file: Option<(Arc<OwnedFd>, u64)>,
+        huge: HugePages,
+    ) -> io::Result<Self> {
+        let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
+        let mapping = Self { start, bytes, file, owner: Owner::Us };
+        if huge == HugePages::Transparent {
+            // A kernel without THP refuses; the memory is as good without.
+            let _ = mapping.advise(Advice::LinuxHugepage);
+        }
+        Ok(mapping)
+    }
+
+    fn advise(&self, advice: Advice) -> io::Result<()> {
+        // SAFETY: the range is ours, and the advice that this module gives drops no content.
+        Ok(unsafe { madvise(self.start.as_ptr().cast(), self.bytes, advice) }?)
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes as u64
+    }
+
+    /// The address of the first byte in this process, as KVM and userfaultfd want it.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.start.as_ptr() as u64
+    }
+
+    /// The file behind the memory and the offset of the first byte in it, where there is one.
+    #[must_use]
+    pub fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
+        self.file.as_ref().map(|(file, offset)| (file.as_fd(), *offset))
+    }
+
+    /// The address of a range of the mapping.
+    ///
+    /// # Panics
+    /// If the range is not inside: callers check a peer's numbers against the layout first.
+    pub(super) fn range(&self, offset: u64, bytes: u64) -> *mut u8 {
+        let end = offset.checked_add(bytes).expect("a range of a mapping does not wrap");
+        assert!(
+            end <= self.bytes as u64,
+            "range {offset:#x}+{bytes:#x} is outside a mapping of {:#x}",
+            self.bytes
+        );
+        // SAFETY: checked just above to lie inside the mapping.
+        unsafe { self.start.as_ptr().add(offset as usize) }
+    }
+
+    /// Copies out of the memory.
+    ///
+    /// # Panics
+    /// If the range is outside the mapping.
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        let from = self.range(offset, into.len() as u64);
+        copy_volatile(from, into.as_mut_ptr(), into.len());
+    }
+
+    /// Copies into the memory.
+    ///
+    /// # Panics
+    /// If the range is outside the mapping.
+    pub fn write(&self, offset: u64, bytes: &[u8]) {
+        let to = self.range(offset, bytes.len() as u64);
+        copy_volatile(bytes.as_ptr(), to, bytes.len());
+    }
+
+    /// Overwrites a range with zero bytes. Offset and length are multiples of 8.
+    ///
+    /// # Panics
+    /// If the range is outside the mapping or not so aligned.
+    pub fn zero(&self, offset: u64, bytes: u64) {
+        let to = self.words(offset, bytes);
+        for index in 0..(bytes / 8) as usize {
+            // SAFETY: `words` checked range and alignment.
+            unsafe { to.add(index).write_volatile(0) };
+        }
+    }
+
+    /// Whether a range holds only zero bytes. Stops at the first cache line that does not. Multiples of 64.
+    ///
+    /// # Panics
+    /// If the range is outside the mapping or not so aligned.
+    #[must_use]
+    pub fn is_zero(&self, offset: u64, bytes: u64) -> bool {
+        assert!(bytes.is_multiple_of(64), "{bytes} bytes are not whole cache lines");
+        let from = self.words(offset, bytes);
+        (0..(bytes / 64) as usize).all(|line| {
+            // SAFETY: `words` checked range and alignment.
+            (0..8).fold(0, |seen, word| seen | unsafe { from.add(line * 8 + word).read_volatile() }) == 0
+        })
+    }
+
+    /// Reads one aligned word.
+    ///
+    /// # Panics
+    /// If it is outside the mapping or not aligned.
+    #[must_use]
+    pub fn load(&self, offset: u64) -> u64 {
+        // SAFETY: `words` checked range and alignment.
+        unsafe { self.words(offset, 8).read_volatile() }
+    }
+
+    /// Writes one aligned word.
+    ///
+    /// # Panics
+    /// If it is outside the mapping or not aligned.
+    pub fn store(&self, offset: u64, value: u64) {
+        // SAFETY: `words` checked range and alignment.
+        unsafe { self.words(offset, 8).write_volatile(value) };
+    }
+
+    fn words(&self, offset: u64, bytes: u64) -> *mut u64 {
+        assert!(offset.is_multiple_of(8) && bytes.is_multiple_of(8), "words are aligned to 8 bytes");
+        self.range(offset, bytes).cast()
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if matches!(self.owner, Owner::Us) {
+            // SAFETY: mapped by us, and every user of the address holds this value or an Arc of it.
+            let unmapped = unsafe { munmap(self.start.as_ptr().cast(), self.bytes) };
+            debug_assert!(unmapped.is_ok(), "munmap of our own mapping");
+        }
+    }
+}
+
+fn checked_length(bytes: u64) -> io::Result<usize> {
+    if bytes == 0 || !bytes.is_multiple_of(PAGE_SIZE) {
+        return Err(rustix::io::Errno::INVAL.into());
+    }
+    usize::try_from(bytes).map_err(|_| rustix::io::Errno::NOMEM.into())
+}
+
+/// Copies word by word, volatile on both sides: one side is memory that the guest may be writing.
+fn copy_volatile(from: *const u8, to: *mut u8, bytes: usize) {
+    let words = if from.cast::<u64>().is_aligned() && to.cast::<u64>().is_aligned() { bytes / 8 } else { 0 };
+    for index in 0..words {
+        // SAFETY: the callers pass ranges that they checked or that a slice vouches for; both are aligned.
+        let word = unsafe { from.cast::<u64>().add(index).read_volatile() };
+        // SAFETY: as above.
+        unsafe { to.cast::<u64>().add(index).write_volatile(word) };
+    }
+    for index in words * 8..bytes {
+        // SAFETY: as above; bytes need no alignment.
+        let byte = unsafe { from.add(index).read_volatile() };
+        // SAFETY: as above.
+        unsafe { to.add(index).write_volatile(byte) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_words_and_odd_ends() {
+        for mapping in [
+            Mapping::anonymous(8192, HugePages::No).unwrap(),
+            Mapping::memfd("test", 8192, HugePages::No).unwrap(),
+        ] {
+            let bytes: Vec<u8> = (0..201).collect();
+            mapping.write(4091, &bytes);
+            let mut back = vec![0; 201];
+            mapping.read(4091, &mut back);
+            assert_eq!(back, bytes);
+            assert!(!mapping.is_zero(4096, 4096) && mapping.is_zero(0, 4032));
+            mapping.zero(4088, 208);
+            assert!(mapping.is_zero(0, 8192));
+            mapping.store(8184, 7);
+            assert_eq!(mapping.load(8184), 7);
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "outside a mapping")]
+    fn a_range_outside_panics() {
+        Mapping::anonymous(4096, HugePages::No).unwrap().read(4095, &mut [0; 2]);
+    }
+
+    #[test]
+    fn a_file_that_is_too_short_is_named() {
+        let file = memfd_create("short", MemfdFlags::CLOEXEC).unwrap();
+        ftruncate(&file, 4096).unwrap();
+        let error = Mapping::shared_file(file, 0, 8192).unwrap_err();
+        assert!(error.to_string().contains("4096 bytes"), "{error}");
+    }
+}

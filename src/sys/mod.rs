@@ -1,0 +1,8 @@
+//! The fence: the only module that may say `unsafe`.
+//!
+//! What it offers upwards is safe: ranges are checked against the mapping that they lie in, buffers outlive the kernel's
+//! use of them, and no Rust reference to guest RAM is ever made, because the guest writes while we read.
+#![allow(unsafe_code)]
+
+pub mod mapping;
+pub mod scatter;

@@ -2,6 +2,8 @@
 
 pub mod dirty;
 pub mod guest;
+#[cfg(feature = "cli")]
+pub mod host;
 pub mod layout;
 pub mod memory;
 pub mod pageset;

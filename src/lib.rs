@@ -7,3 +7,4 @@ pub mod memory;
 pub mod pageset;
 pub mod sys;
 pub mod units;
+pub mod wire;

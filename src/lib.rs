@@ -4,6 +4,7 @@ pub mod dirty;
 pub mod guest;
 pub mod layout;
 pub mod memory;
+pub mod migration;
 pub mod pageset;
 pub mod sys;
 pub mod units;

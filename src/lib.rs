@@ -6,8 +6,10 @@ pub mod guest;
 pub mod host;
 pub mod layout;
 pub mod memory;
+pub mod migration;
 pub mod pageset;
 pub mod sys;
 #[doc(hidden)]
 pub mod testing;
 pub mod units;
+pub mod wire;

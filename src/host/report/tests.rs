@@ -1,3 +1,5 @@
+//! The report in both its forms.
+
 use super::text::seconds;
 use super::*;
 

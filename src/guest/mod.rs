@@ -41,7 +41,7 @@ pub trait Guest: Send {
     /// [`GuestError`]; the guest is then in the state that it was in.
     fn pause(&mut self) -> Result<(), GuestError>;
 
-    /// Lets every vCPU run.
+    /// Lets every vCPU run. A guest that runs already is left alone.
     ///
     /// # Errors
     /// [`GuestError`]; no vCPU runs then.

@@ -5,7 +5,7 @@
 //! any path and after any restart; the destination answers Running, or burns the token in its journal and answers Fenced.
 //! The journal's word on a token is written once and stands: see [`Decision`].
 
-use crate::wire::control::Token;
+use crate::wire::control::{Message, Token};
 
 /// The right to let the guest run. There is one per host and migration; it can be moved, not copied.
 #[derive(Debug, PartialEq, Eq)]
@@ -101,4 +101,20 @@ pub enum Arrival {
         /// Why.
         cause: String,
     },
+}
+
+/// The answer to a `Query` or `Commit` for a token whose guest is not held here any more (or never was): the decision that
+/// is to be recorded first, if any, and the message. A caller that finds another decision recorded meanwhile asks again.
+///
+/// What nobody holds cannot run: a token without a decision is burnt.
+#[must_use]
+pub fn answer_without_guest(asked: &Message, recorded: Option<Decision>) -> (Option<Decision>, Message) {
+    match asked {
+        Message::Query(token) | Message::Commit(token) => match recorded {
+            Some(Decision::Running) => (None, Message::Running(*token)),
+            Some(Decision::Fenced) => (None, Message::Fenced(*token)),
+            None => (Some(Decision::Fenced), Message::Fenced(*token)),
+        },
+        _ => (None, Message::Abort("only Query and Commit may be asked".into())),
+    }
 }

@@ -316,10 +316,12 @@ impl Source {
             }
             // Whether the entry was written is not known, but no Commit has been sent: the right is still here.
             Phase::RollingBack(first) => {
-                let cause = format!("{first}; and the guest could not be resumed: {cause}");
+                let cause = format!("{first}; then, on the way back: {cause}");
                 self.act(SourceAction::Finished(Outcome::RolledBack { cause }));
             }
             phase => {
+                // A pause that failed left the guest running.
+                self.paused &= phase != Phase::Pausing;
                 self.phase = phase;
                 self.roll_back(cause);
             }

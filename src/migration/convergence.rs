@@ -182,7 +182,7 @@ impl Convergence {
             Bytes((self.rates.pages_per_second().unwrap_or(0.0) * PAGE_SIZE as f64) as u64),
         );
         self.note = Some(note.clone());
-        self.choose(note)
+        self.choose(&note)
     }
 
     /// Rule 4's count. Round 0 sets the mark: it sends everything once and can make no progress.
@@ -195,7 +195,7 @@ impl Convergence {
         }
     }
 
-    fn choose(&mut self, note: String) -> Verdict {
+    fn choose(&mut self, note: &str) -> Verdict {
         match self.limits.on_no_convergence {
             OnNoConvergence::Cancel => Verdict::GiveUp(format!(
                 "{note}; raise the downtime limit, or let the host switch or throttle"

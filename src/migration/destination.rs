@@ -163,7 +163,7 @@ impl Destination {
             DestinationInput::Decided(decision) => self.decided(decision),
             DestinationInput::Revoked => self.revoked(),
             DestinationInput::Resumed => self.resumed(),
-            DestinationInput::Failed(cause) => self.failed(cause),
+            DestinationInput::Failed(cause) => self.failed(&cause),
             DestinationInput::Violation(cause) => self.end(&format!("a channel broke the protocol: {cause}")),
             DestinationInput::LinkLost(cause) => self.link_lost(now, &cause),
             DestinationInput::Cancel => self.end("cancelled at the destination"),
@@ -297,7 +297,7 @@ impl Destination {
         }
     }
 
-    fn failed(&mut self, cause: String) {
+    fn failed(&mut self, cause: &str) {
         match &self.phase {
             // No vCPU ran (that is what a failed resume promises), so the decision can be taken back.
             Phase::Resuming => {
@@ -311,7 +311,7 @@ impl Destination {
                 let cause = format!("the journal cannot be written: {cause}");
                 self.act(DestinationAction::Finished(Arrival::Discarded { cause }));
             }
-            _ => self.end(&cause),
+            _ => self.end(cause),
         }
     }
 

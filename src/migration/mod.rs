@@ -13,3 +13,5 @@ pub mod destination;
 pub mod handover;
 pub mod ledger;
 pub mod source;
+#[cfg(test)]
+mod transitions;

@@ -6,6 +6,8 @@
 //!
 //! A failing schedule prints its seed; `PAGEFERRY_SIM_SEED=n cargo nextest run simulation` runs that one alone.
 
+#![allow(clippy::panic, reason = "a test")]
+
 mod faults;
 mod guest;
 mod hosts;

@@ -25,10 +25,10 @@ impl Source {
             SourceInput::Journaled => self.journaled(now),
             SourceInput::Resumed => self.resumed(),
             SourceInput::Failed(cause) => self.failed(now, cause),
-            SourceInput::LinkLost(cause) => self.link_lost(now, cause),
+            SourceInput::LinkLost(cause) => self.link_lost(now, &cause),
             SourceInput::Cancel if self.can_cancel() => self.roll_back("cancelled".into()),
             SourceInput::Cancel => {}
-            SourceInput::Answer(answer) => self.answer(now, answer),
+            SourceInput::Answer(answer) => self.answer(now, answer.as_ref()),
         }
     }
 
@@ -73,11 +73,11 @@ impl Source {
                 self.act(SourceAction::OpenChannels(Box::new(accept)));
             }
             (Phase::AwaitingReady, Message::Ready(token)) => self.ready(token),
-            (Phase::AwaitingRunning(_) | Phase::InDoubt(..), message) => self.answer(now, Some(message)),
+            (Phase::AwaitingRunning(_) | Phase::InDoubt(..), message) => self.answer(now, Some(&message)),
             // The journal may say by now that the guest is given up: what the peer says next is heard after that.
             (Phase::Journaling(_), _) => {}
             (_, Message::Abort(cause)) => {
-                self.roll_back(format!("the destination ended the migration: {cause}"))
+                self.roll_back(format!("the destination ended the migration: {cause}"));
             }
             (phase, message) => {
                 let waits_for = phase.waits_for();
@@ -234,21 +234,21 @@ impl Source {
     }
 
     /// The destination's word after `Commit`: from the link or as the answer to a question.
-    fn answer(&mut self, now: Duration, answer: Option<Message>) {
+    fn answer(&mut self, now: Duration, answer: Option<&Message>) {
         let (given_up, since) = match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::AwaitingRunning(given_up) => (given_up, None),
             Phase::InDoubt(given_up, since) => (given_up, Some(since)),
             phase => return self.phase = phase,
         };
         match answer {
-            Some(Message::Running(token)) if token == given_up.token() => {
-                self.close(SourceRecord::Completed(token), Closing::Completed);
+            Some(Message::Running(token)) if *token == given_up.token() => {
+                self.close(SourceRecord::Completed(*token), Closing::Completed);
             }
-            Some(Message::Fenced(token)) => match given_up.fenced(token) {
+            Some(Message::Fenced(token)) => match given_up.fenced(*token) {
                 Ok(right) => {
                     self.right = Some(right);
                     let cause = "the destination did not start the guest and has given up its right to";
-                    self.close(SourceRecord::RolledBack(token), Closing::RolledBack(cause.into()));
+                    self.close(SourceRecord::RolledBack(*token), Closing::RolledBack(cause.into()));
                 }
                 Err(given_up) => self.phase = Phase::InDoubt(given_up, since.unwrap_or(now)),
             },
@@ -285,7 +285,7 @@ impl Source {
 
     // Trouble.
 
-    fn link_lost(&mut self, now: Duration, cause: String) {
+    fn link_lost(&mut self, now: Duration, cause: &str) {
         match std::mem::replace(&mut self.phase, Phase::Over) {
             Phase::AwaitingRunning(given_up) => self.doubt(now, given_up),
             phase @ (Phase::InDoubt(..) | Phase::Journaling(_) | Phase::Closing(_) | Phase::Over) => {

@@ -5,7 +5,7 @@ use std::fmt;
 use crate::source::Source;
 
 /// Where a rule is broken, and how.
-pub struct Problem {
+pub(crate) struct Problem {
     file: String,
     line: usize,
     what: String,
@@ -58,19 +58,19 @@ const BELOW_HOST: &[&str] =
     &["engine", "units", "layout", "pageset", "migration", "memory", "dirty", "session", "guest"];
 
 /// Modules without I/O, clocks or threads: the core that a simulation drives and that could be built for any target.
-pub const CORE: [&str; 5] = ["units", "layout", "pageset", "wire", "migration"];
+pub(crate) const CORE: [&str; 5] = ["units", "layout", "pageset", "wire", "migration"];
 /// Dependencies that only compute.
-pub const PURE: [&str; 4] = ["prost", "thiserror", "serde", "xxhash_rust"];
+pub(crate) const PURE: [&str; 4] = ["prost", "thiserror", "serde", "xxhash_rust"];
 /// What of std reaches outside the program.
 const IMPURE_STD: [&str; 7] = ["net", "fs", "io", "thread", "process", "env", "os"];
 
-pub const MAX_LINES: usize = 500;
+pub(crate) const MAX_LINES: usize = 500;
 
 /// The names of the package's ordinary dependencies, as paths name them.
-pub struct Dependencies(Vec<String>);
+pub(crate) struct Dependencies(Vec<String>);
 
 impl Dependencies {
-    pub fn of(manifest: &str) -> Self {
+    pub(crate) fn of(manifest: &str) -> Self {
         let (_, section) = manifest.split_once("\n[dependencies]").expect("Cargo.toml has dependencies");
         let section = section.split("\n[").next().unwrap_or(section);
         let names = section.lines().filter_map(|line| line.split_once('=')).map(|(name, _)| name.trim());
@@ -85,7 +85,7 @@ fn problem(source: &Source, line: usize, what: String) -> Problem {
 }
 
 /// A layer uses only layers below it, and none uses `testing`.
-pub fn layers(source: &Source) -> Vec<Problem> {
+pub(crate) fn layers(source: &Source) -> Vec<Problem> {
     let own = source.layer();
     if own == "lib" {
         return Vec::new();
@@ -108,7 +108,7 @@ pub fn layers(source: &Source) -> Vec<Problem> {
 }
 
 /// `unsafe`, and the leave to write it, only inside the fence.
-pub fn unsafe_code(source: &Source) -> Vec<Problem> {
+pub(crate) fn unsafe_code(source: &Source) -> Vec<Problem> {
     if source.layer() == "sys" {
         return Vec::new();
     }
@@ -117,7 +117,7 @@ pub fn unsafe_code(source: &Source) -> Vec<Problem> {
 }
 
 /// The core computes: it gets bytes, events and the time from its caller.
-pub fn purity(source: &Source, dependencies: &Dependencies) -> Vec<Problem> {
+pub(crate) fn purity(source: &Source, dependencies: &Dependencies) -> Vec<Problem> {
     if !CORE.contains(&source.layer()) {
         return Vec::new();
     }
@@ -144,7 +144,7 @@ pub fn purity(source: &Source, dependencies: &Dependencies) -> Vec<Problem> {
 }
 
 /// A file begins with what it is for, and ends before it is too long to be read at once.
-pub fn shape(source: &Source) -> Vec<Problem> {
+pub(crate) fn shape(source: &Source) -> Vec<Problem> {
     let lines = source.text.lines().count();
     let mut problems = Vec::new();
     if lines > MAX_LINES {

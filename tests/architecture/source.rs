@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
 
 /// Every `.rs` file below a folder.
-pub fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
+pub(crate) fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in std::fs::read_dir(folder).expect("a source folder can be listed") {
         let path = entry.expect("a source folder can be listed").path();
         if path.is_dir() {
@@ -18,19 +18,19 @@ pub fn walk(folder: &Path, files: &mut Vec<PathBuf>) {
 }
 
 /// One file.
-pub struct Source {
+pub(crate) struct Source {
     /// Relative to the repository, like `src/sys/mod.rs`.
-    pub name: String,
+    pub(crate) name: String,
     /// The whole text.
-    pub text: String,
+    pub(crate) text: String,
     /// Every path of two or more segments outside test code, `use` groups taken apart, `super` resolved; with its line.
-    pub paths: Vec<(Vec<String>, usize)>,
+    pub(crate) paths: Vec<(Vec<String>, usize)>,
     /// Every identifier, in test code too; with its line.
-    pub words: Vec<(String, usize)>,
+    pub(crate) words: Vec<(String, usize)>,
 }
 
 impl Source {
-    pub fn parse(name: &str, text: &str) -> Self {
+    pub(crate) fn parse(name: &str, text: &str) -> Self {
         let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
         let mut reader = Reader { paths: Vec::new(), words: Vec::new() };
         reader.all_words(tokens.clone());
@@ -41,12 +41,12 @@ impl Source {
     }
 
     /// Whether all of the file is test code, told by its name.
-    pub fn is_test(&self) -> bool {
+    pub(crate) fn is_test(&self) -> bool {
         is_test_file(&self.name)
     }
 
     /// The layer that the file belongs to: the first part of its path, without `.rs`.
-    pub fn layer(&self) -> &str {
+    pub(crate) fn layer(&self) -> &str {
         let inside = self.name.strip_prefix("src/").unwrap_or(&self.name);
         inside.split('/').next().map_or(inside, |first| first.strip_suffix(".rs").unwrap_or(first))
     }

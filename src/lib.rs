@@ -6,5 +6,7 @@ pub mod layout;
 pub mod memory;
 pub mod pageset;
 pub mod sys;
+#[doc(hidden)]
+pub mod testing;
 pub mod units;
 pub mod wire;

@@ -5,4 +5,5 @@
 #![allow(unsafe_code)]
 
 pub mod mapping;
+pub mod probe;
 pub mod scatter;

@@ -155,7 +155,9 @@ pub enum PreambleError {
     #[error("the peer does not speak pageferry's protocol; its first bytes are {}", .0.escape_ascii())]
     Magic([u8; 8]),
     /// No version in common.
-    #[error("the peer speaks protocol version {theirs}, this side speaks {ours}: upgrade the older of the two")]
+    #[error(
+        "the peer speaks protocol version {theirs}, this side speaks {ours}: upgrade the older of the two"
+    )]
     Version {
         /// The peer's.
         theirs: Versions,
@@ -360,8 +362,7 @@ impl ReplyHeader {
             return Err(PreambleError::Magic(magic));
         }
         let versions = versions(&mut fields)?;
-        let (code, reserved, text_bytes, received) =
-            (fields.u8(), fields.u8(), fields.u16(), fields.u64());
+        let (code, reserved, text_bytes, received) = (fields.u8(), fields.u8(), fields.u16(), fields.u64());
         if usize::from(text_bytes) > MAX_REFUSAL_BYTES {
             return Err(PreambleError::TextLength(text_bytes));
         }
@@ -494,7 +495,8 @@ mod tests {
 
     #[test]
     fn a_long_refusal_is_cut_between_characters() {
-        let Answer::Refused { text, .. } = Reply::refused(RefusalCode::Declined, &"ä".repeat(400)).answer else {
+        let Answer::Refused { text, .. } = Reply::refused(RefusalCode::Declined, &"ä".repeat(400)).answer
+        else {
             panic!("a refusal");
         };
         assert_eq!(text.chars().count(), MAX_REFUSAL_BYTES / 2);

@@ -1,5 +1,6 @@
 //! pageferry moves the memory of a running virtual machine to another host.
 
+pub mod codec;
 pub mod dirty;
 pub mod guest;
 #[cfg(feature = "cli")]

@@ -1,0 +1,230 @@
+//! The controller against a simulated wire: a sender's CPU, a socket buffer, a link, and a destination.
+
+use super::*;
+
+const BATCH: u64 = 1 << 20;
+const BUFFER: f64 = 4e6;
+
+/// What compression does to the data: seconds per byte and bytes left of a byte, for each of [`LEVELS`].
+type Data = [(f64, f64); LEVELS.len()];
+
+/// Figures of the kind that zstd shows on a page of a running system.
+const COMPRESSIBLE: Data =
+    [(1.0e-9, 0.50), (1.4e-9, 0.42), (2.0e-9, 0.33), (3.3e-9, 0.30), (9.0e-9, 0.28), (16.0e-9, 0.27)];
+const INCOMPRESSIBLE: Data =
+    [(0.5e-9, 1.0), (0.6e-9, 1.0), (0.8e-9, 1.0), (1.5e-9, 1.0), (8.0e-9, 1.0), (14.0e-9, 1.0)];
+
+struct Wire {
+    /// Bytes a second.
+    rate: f64,
+    /// Seconds of CPU to hand a byte over.
+    send_cost: f64,
+    /// Seconds the destination takes for a byte of pages that arrived compressed.
+    unpack_cost: f64,
+    queued: f64,
+    /// Bytes of pages per byte in the queue; above 1 when they are compressed.
+    expansion: f64,
+    clock: f64,
+}
+
+impl Wire {
+    fn new(rate: f64) -> Self {
+        Self { rate, send_cost: 0.1e-9, unpack_cost: 0.7e-9, queued: 0.0, expansion: 1.0, clock: 0.0 }
+    }
+
+    fn drain_rate(&self) -> f64 {
+        if self.expansion > 1.0 {
+            self.rate.min(1.0 / (self.unpack_cost * self.expansion))
+        } else {
+            self.rate
+        }
+    }
+
+    fn pass(&mut self, seconds: f64) -> f64 {
+        let drained = (seconds * self.drain_rate()).min(self.queued);
+        self.queued -= drained;
+        self.clock += seconds;
+        drained
+    }
+
+    /// Sends one batch as the plan says; answers what the controller is told.
+    fn send(&mut self, data: &Data, plan: Plan, controller: &mut LevelController) {
+        if let Some(level) = plan.sample {
+            let (cost, ratio) = data[arm_of(level).unwrap()];
+            let page_bytes = SAMPLE_PAGES * 4096;
+            self.pass(cost * page_bytes as f64);
+            let packed_bytes = (page_bytes as f64 * ratio) as u64;
+            controller.sampled(Sample { level, page_bytes, packed_bytes, seconds: cost * page_bytes as f64 });
+        }
+        let (begin, mut drained) = (self.clock, 0.0);
+        let (cost, ratio) = match plan.choice {
+            Choice::Raw => (0.0, 1.0),
+            Choice::Level(level) => data[arm_of(level).unwrap()],
+        };
+        let compress_seconds = cost * BATCH as f64;
+        drained += self.pass(compress_seconds);
+        let ratio = if ratio > 0.9 { 1.0 } else { ratio };
+        let wire_bytes = BATCH as f64 * ratio;
+        drained += self.pass(wire_bytes * self.send_cost);
+        self.expansion = 1.0 / ratio;
+        self.queued += wire_bytes;
+        if self.queued > BUFFER {
+            let wait = (self.queued - BUFFER) / self.drain_rate();
+            drained += self.pass(wait);
+        }
+        controller.sent(Sent {
+            choice: plan.choice,
+            page_bytes: BATCH,
+            wire_bytes: wire_bytes as u64,
+            compress_seconds,
+            seconds: self.clock - begin,
+            drained_bytes: Some(drained as u64),
+        });
+    }
+
+    /// Bytes of pages a second over `batches`, all of them handed to the destination.
+    fn run(
+        &mut self,
+        batches: u64,
+        mut data: impl FnMut(u64) -> Data,
+        controller: &mut LevelController,
+    ) -> f64 {
+        let begin = self.clock;
+        for batch in 0..batches {
+            let plan = controller.plan(BATCH);
+            self.send(&data(batch), plan, controller);
+        }
+        self.pass(self.queued / self.drain_rate());
+        (batches * BATCH) as f64 / (self.clock - begin)
+    }
+
+    fn throughput(rate: f64, batches: u64, data: Data) -> (f64, LevelController) {
+        let mut controller = LevelController::new();
+        let throughput = Self::new(rate).run(batches, |_| data, &mut controller);
+        (throughput, controller)
+    }
+
+    fn fixed(rate: f64, data: Data, choice: Choice) -> f64 {
+        let mut wire = Self::new(rate);
+        for _ in 0..1000 {
+            wire.send(&data, Plan { choice, sample: None }, &mut LevelController::new());
+        }
+        wire.pass(wire.queued / wire.drain_rate());
+        1000.0 * BATCH as f64 / wire.clock
+    }
+}
+
+#[test]
+fn a_fast_wire_stays_raw() {
+    for data in [COMPRESSIBLE, INCOMPRESSIBLE] {
+        let (throughput, controller) = Wire::throughput(4e9, 4000, data);
+        assert_eq!(controller.choice(), Choice::Raw);
+        let raw = Wire::fixed(4e9, data, Choice::Raw);
+        assert!(throughput > 0.97 * raw, "{throughput:.3e} of {raw:.3e}");
+    }
+}
+
+#[test]
+fn a_slow_wire_gets_the_level_that_is_best_for_it() {
+    for rate in [12.5e6, 125e6, 300e6] {
+        let (_, controller) = Wire::throughput(rate, 1000, COMPRESSIBLE);
+        let best = LEVELS.map(|level| Wire::fixed(rate, COMPRESSIBLE, Choice::Level(level)));
+        let best = best.into_iter().fold(0.0, f64::max);
+        let chosen = Wire::fixed(rate, COMPRESSIBLE, controller.choice());
+        assert!(chosen > 0.88 * best, "at {rate:.1e}: {:?} {chosen:.3e} of {best:.3e}", controller.choice());
+    }
+}
+
+#[test]
+fn a_gigabit_is_worth_twice_as_much_within_a_gibibyte() {
+    let (throughput, _) = Wire::throughput(125e6, 1024, COMPRESSIBLE);
+    assert!(throughput > 2.0 * 125e6, "{throughput:.3e}");
+}
+
+#[test]
+fn incompressible_data_goes_raw_at_any_rate() {
+    for rate in [12.5e6, 125e6, 1.25e9, 6e9] {
+        let (throughput, controller) = Wire::throughput(rate, 2000, INCOMPRESSIBLE);
+        assert_eq!(controller.choice(), Choice::Raw);
+        let raw = Wire::fixed(rate, INCOMPRESSIBLE, Choice::Raw);
+        assert!(throughput > 0.97 * raw, "at {rate:.1e}: {throughput:.3e} of {raw:.3e}");
+    }
+}
+
+#[test]
+fn no_wire_and_no_data_make_it_much_slower_than_raw() {
+    for tenths in 0..=10 {
+        let ratio = f64::from(tenths) / 10.0;
+        for slowness in [0.3, 1.0, 4.0] {
+            let data = COMPRESSIBLE.map(|(cost, best)| (cost * slowness, best + (1.0 - best) * ratio));
+            for rate in [50e6, 125e6, 300e6, 600e6, 1.2e9, 2.5e9, 6e9] {
+                let (throughput, controller) = Wire::throughput(rate, 1500, data);
+                let raw = Wire::fixed(rate, data, Choice::Raw);
+                assert!(
+                    throughput > 0.95 * raw,
+                    "ratio +{ratio} slowness {slowness} rate {rate:.1e}: {throughput:.3e} of {raw:.3e}, {controller:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_destination_that_unpacks_slowly_is_noticed() {
+    let mut wire = Wire::new(1.0e9);
+    wire.unpack_cost = 3e-9;
+    let mut controller = LevelController::new();
+    let data = COMPRESSIBLE.map(|(cost, ratio)| (cost / 4.0, ratio));
+    let throughput = wire.run(3000, |_| data, &mut controller);
+    assert_eq!(controller.choice(), Choice::Raw);
+    assert!(throughput > 0.95 * 1.0e9, "{throughput:.3e}");
+}
+
+#[test]
+fn data_that_changes_is_followed() {
+    let mut controller = LevelController::new();
+    let mut wire = Wire::new(125e6);
+    wire.run(500, |_| COMPRESSIBLE, &mut controller);
+    assert!(matches!(controller.choice(), Choice::Level(_)));
+    wire.run(500, |_| INCOMPRESSIBLE, &mut controller);
+    assert_eq!(controller.choice(), Choice::Raw);
+    wire.run(500, |_| COMPRESSIBLE, &mut controller);
+    assert!(matches!(controller.choice(), Choice::Level(_)), "{controller:?}");
+}
+
+#[test]
+fn a_wire_that_becomes_fast_is_given_raw() {
+    let mut controller = LevelController::new();
+    let mut wire = Wire::new(125e6);
+    wire.run(500, |_| COMPRESSIBLE, &mut controller);
+    wire.rate = 5e9;
+    wire.run(8000, |_| COMPRESSIBLE, &mut controller);
+    assert_eq!(controller.choice(), Choice::Raw, "{controller:?}");
+}
+
+#[test]
+fn a_wire_that_cannot_tell_its_backlog_still_learns() {
+    let mut controller = LevelController::new();
+    for _ in 0..500 {
+        let plan = controller.plan(BATCH);
+        let (cost, ratio) = match plan.choice {
+            Choice::Raw => (0.0, 1.0),
+            Choice::Level(level) => COMPRESSIBLE[arm_of(level).unwrap()],
+        };
+        if let Some(level) = plan.sample {
+            let (cost, ratio) = COMPRESSIBLE[arm_of(level).unwrap()];
+            let packed_bytes = (65536.0 * ratio) as u64;
+            controller.sampled(Sample { level, page_bytes: 65536, packed_bytes, seconds: cost * 65536.0 });
+        }
+        let (bytes, compress_seconds) = (BATCH as f64, cost * BATCH as f64);
+        controller.sent(Sent {
+            choice: plan.choice,
+            page_bytes: BATCH,
+            wire_bytes: (bytes * ratio) as u64,
+            compress_seconds,
+            seconds: compress_seconds + bytes * ratio / 125e6,
+            drained_bytes: None,
+        });
+    }
+    assert!(matches!(controller.choice(), Choice::Level(_)));
+}

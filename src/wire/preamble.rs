@@ -1,0 +1,504 @@
+//! The first bytes of every connection: what it is for, and proof that it belongs to a migration.
+//!
+//! The dialling side sends a [`Preamble`] of [`PREAMBLE_BYTES`], little-endian, and the listening side answers with a
+//! [`Reply`]. Their lengths and the place of magic and versions are the same in every version of the protocol, so that any
+//! two versions can at least refuse each other in words.
+//!
+//! | offset | preamble | reply |
+//! |---|---|---|
+//! | 0 | magic `PGFERRY\n` | magic `PGFREPLY` |
+//! | 8 | oldest version, newest version (u16 each) | the same of the listening side |
+//! | 12 | purpose (u8), 3 zero bytes | code (u8; 0 is accepted), 1 zero byte, length of the text (u16) |
+//! | 16 | argument of the purpose (u64) | control messages received (u64) |
+//! | 24 | migration (16 bytes) | text |
+//! | 40 | secret (32 bytes) | |
+
+use std::fmt;
+
+use super::{Fields, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, cut_text, shown_text};
+
+/// Length of an encoded [`Preamble`].
+pub const PREAMBLE_BYTES: usize = 72;
+/// Length of an encoded [`Reply`] without its text.
+pub const REPLY_BYTES: usize = 24;
+/// The longest text of a refusal, in bytes. Longer ones of our own are cut.
+pub const MAX_REFUSAL_BYTES: usize = 512;
+
+const PREAMBLE_MAGIC: [u8; 8] = *b"PGFERRY\n";
+const REPLY_MAGIC: [u8; 8] = *b"PGFREPLY";
+
+/// The name of a migration, drawn at random by its source.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct MigrationId(pub [u8; 16]);
+
+impl fmt::Display for MigrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for MigrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MigrationId({self})")
+    }
+}
+
+/// What a connection shows to be let into a migration; the destination draws it and sends it over the control link.
+///
+/// It is never printed, and comparing takes the same time wherever the values differ.
+#[derive(Clone, Copy, Eq)]
+pub struct Secret(pub [u8; 32]);
+
+impl Secret {
+    /// What is sent while there is no secret yet. It opens nothing.
+    pub const NONE: Self = Self([0; 32]);
+
+    /// Whether this is [`Secret::NONE`].
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::NONE
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        let differing = self.0.iter().zip(&other.0).fold(0, |seen, (a, b)| seen | (a ^ b));
+        // Without the barrier the compiler may stop at the first difference.
+        std::hint::black_box(differing) == 0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+/// The versions that a program speaks, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Versions {
+    /// The oldest.
+    pub oldest: u16,
+    /// The newest.
+    pub newest: u16,
+}
+
+impl Versions {
+    /// Those of this program.
+    pub const OURS: Self = Self { oldest: OLDEST_PROTOCOL_VERSION, newest: PROTOCOL_VERSION };
+
+    /// The newest version that both speak.
+    #[must_use]
+    pub fn common(self, other: Self) -> Option<u16> {
+        let newest = self.newest.min(other.newest);
+        (newest >= self.oldest.max(other.oldest)).then_some(newest)
+    }
+}
+
+impl fmt::Display for Versions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.oldest == self.newest {
+            return write!(f, "{}", self.newest);
+        }
+        write!(f, "{} to {}", self.oldest, self.newest)
+    }
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// The control link of a migration that begins.
+    NewMigration,
+    /// The control link of a running migration, after its connection was lost.
+    ResumeControl {
+        /// How many control messages the dialling side has received: the other side sends the rest again.
+        received: u64,
+    },
+    /// A data channel.
+    Data {
+        /// Its number, drawn by the source; never used twice in a migration.
+        channel: u32,
+    },
+    /// One question about a migration and one answer.
+    Query,
+}
+
+impl Purpose {
+    fn code_and_argument(self) -> (u8, u64) {
+        match self {
+            Self::NewMigration => (1, 0),
+            Self::ResumeControl { received } => (2, received),
+            Self::Data { channel } => (3, u64::from(channel)),
+            Self::Query => (4, 0),
+        }
+    }
+
+    fn from_code(code: u8, argument: u64) -> Result<Self, PreambleError> {
+        match (code, argument) {
+            (1, 0) => Ok(Self::NewMigration),
+            (2, received) => Ok(Self::ResumeControl { received }),
+            (3, channel) => {
+                let channel = u32::try_from(channel).map_err(|_| PreambleError::Argument(code, argument))?;
+                Ok(Self::Data { channel })
+            }
+            (4, 0) => Ok(Self::Query),
+            (1 | 4, _) => Err(PreambleError::Argument(code, argument)),
+            _ => Err(PreambleError::Purpose(code)),
+        }
+    }
+}
+
+/// Why the first bytes of a connection are not what they should be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PreambleError {
+    /// Not the magic: something else was connected.
+    #[error("the peer does not speak pageferry's protocol; its first bytes are {}", .0.escape_ascii())]
+    Magic([u8; 8]),
+    /// No version in common.
+    #[error(
+        "the peer speaks protocol version {theirs}, this side speaks {ours}: upgrade the older of the two"
+    )]
+    Version {
+        /// The peer's.
+        theirs: Versions,
+        /// This side's.
+        ours: Versions,
+    },
+    /// A range of versions that ends before it begins.
+    #[error("the peer's protocol versions {0} to {1} are no range")]
+    VersionRange(u16, u16),
+    /// A purpose that this version does not know.
+    #[error("the peer wants a connection for purpose {0}, which this version does not know")]
+    Purpose(u8),
+    /// An argument that the purpose does not have.
+    #[error("a connection for purpose {0} has no argument {1:#x}")]
+    Argument(u8, u64),
+    /// A bit set that this version keeps 0.
+    #[error("a reserved field of the peer's first bytes is not zero")]
+    Reserved,
+    /// A text longer than [`MAX_REFUSAL_BYTES`].
+    #[error("the peer announces a text of {0} bytes; {MAX_REFUSAL_BYTES} is the limit")]
+    TextLength(u16),
+    /// A refusal code that this version does not know, with no text that explains it.
+    #[error("the peer answers with code {0}, which this version does not know")]
+    Code(u8),
+}
+
+/// The first message of the dialling side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Preamble {
+    /// The versions that it speaks.
+    pub versions: Versions,
+    /// What the connection is for.
+    pub purpose: Purpose,
+    /// Which migration it belongs to.
+    pub migration: MigrationId,
+    /// The migration's secret, or [`Secret::NONE`] where none exists yet.
+    pub secret: Secret,
+}
+
+impl Preamble {
+    /// A preamble with the versions of this program.
+    #[must_use]
+    pub fn new(purpose: Purpose, migration: MigrationId, secret: Secret) -> Self {
+        Self { versions: Versions::OURS, purpose, migration, secret }
+    }
+
+    /// The bytes that travel.
+    #[must_use]
+    pub fn encode(&self) -> [u8; PREAMBLE_BYTES] {
+        let (purpose, argument) = self.purpose.code_and_argument();
+        let mut bytes = [0; PREAMBLE_BYTES];
+        bytes[..8].copy_from_slice(&PREAMBLE_MAGIC);
+        bytes[8..10].copy_from_slice(&self.versions.oldest.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.versions.newest.to_le_bytes());
+        bytes[12] = purpose;
+        bytes[16..24].copy_from_slice(&argument.to_le_bytes());
+        bytes[24..40].copy_from_slice(&self.migration.0);
+        bytes[40..].copy_from_slice(&self.secret.0);
+        bytes
+    }
+
+    /// Reads what the peer sent.
+    ///
+    /// # Errors
+    /// The first field that is wrong. The versions come before everything that may differ between versions.
+    pub fn decode(bytes: &[u8; PREAMBLE_BYTES]) -> Result<Self, PreambleError> {
+        let mut fields = Fields(bytes);
+        let magic = fields.take();
+        if magic != PREAMBLE_MAGIC {
+            return Err(PreambleError::Magic(magic));
+        }
+        let versions = versions(&mut fields)?;
+        if Versions::OURS.common(versions).is_none() {
+            return Err(PreambleError::Version { theirs: versions, ours: Versions::OURS });
+        }
+        let (purpose, reserved, argument) = (fields.u8(), fields.take::<3>(), fields.u64());
+        let purpose = Purpose::from_code(purpose, argument)?;
+        if reserved != [0; 3] {
+            return Err(PreambleError::Reserved);
+        }
+        Ok(Self { versions, purpose, migration: MigrationId(fields.take()), secret: Secret(fields.take()) })
+    }
+}
+
+fn versions(fields: &mut Fields<'_>) -> Result<Versions, PreambleError> {
+    let (oldest, newest) = (fields.u16(), fields.u16());
+    if oldest > newest {
+        return Err(PreambleError::VersionRange(oldest, newest));
+    }
+    Ok(Versions { oldest, newest })
+}
+
+/// Why a connection is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum RefusalCode {
+    /// No protocol version in common.
+    Version,
+    /// The preamble made no sense.
+    Malformed,
+    /// No such migration here.
+    UnknownMigration,
+    /// Not the secret of that migration.
+    WrongSecret,
+    /// The migration does not take such a connection now.
+    NotNow,
+    /// The host does not want this migration; the text has its reason.
+    Declined,
+}
+
+impl RefusalCode {
+    const ALL: [Self; 6] = [
+        Self::Version,
+        Self::Malformed,
+        Self::UnknownMigration,
+        Self::WrongSecret,
+        Self::NotNow,
+        Self::Declined,
+    ];
+
+    fn number(self) -> u8 {
+        self as u8 + 1
+    }
+}
+
+/// The listening side's answer to a preamble.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Reply {
+    /// The versions that it speaks.
+    pub versions: Versions,
+    /// What it says.
+    pub answer: Answer,
+}
+
+/// What a [`Reply`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The connection is taken.
+    Accepted {
+        /// How many control messages the listening side has received; 0 unless a control link is resumed.
+        received: u64,
+    },
+    /// It is not, and will be closed.
+    Refused {
+        /// Why, for the program.
+        code: RefusalCode,
+        /// Why, for people. At most [`MAX_REFUSAL_BYTES`].
+        text: String,
+    },
+}
+
+impl Reply {
+    /// An acceptance with the versions of this program.
+    #[must_use]
+    pub fn accepted(received: u64) -> Self {
+        Self { versions: Versions::OURS, answer: Answer::Accepted { received } }
+    }
+
+    /// A refusal with the versions of this program. The text is cut to [`MAX_REFUSAL_BYTES`].
+    #[must_use]
+    pub fn refused(code: RefusalCode, text: &str) -> Self {
+        let text = cut_text(text, MAX_REFUSAL_BYTES).to_owned();
+        Self { versions: Versions::OURS, answer: Answer::Refused { code, text } }
+    }
+
+    /// The bytes that travel: [`REPLY_BYTES`] and the text.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let (code, received, text) = match &self.answer {
+            Answer::Accepted { received } => (0, *received, ""),
+            Answer::Refused { code, text } => (code.number(), 0, cut_text(text, MAX_REFUSAL_BYTES)),
+        };
+        let mut bytes = Vec::with_capacity(REPLY_BYTES + text.len());
+        bytes.extend(REPLY_MAGIC);
+        bytes.extend(self.versions.oldest.to_le_bytes());
+        bytes.extend(self.versions.newest.to_le_bytes());
+        bytes.extend([code, 0]);
+        bytes.extend((text.len() as u16).to_le_bytes());
+        bytes.extend(received.to_le_bytes());
+        bytes.extend(text.as_bytes());
+        bytes
+    }
+}
+
+/// The fixed part of a [`Reply`], which tells how much text follows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplyHeader {
+    versions: Versions,
+    code: u8,
+    text_bytes: u16,
+    received: u64,
+}
+
+impl ReplyHeader {
+    /// Reads the fixed part of what the peer sent.
+    ///
+    /// # Errors
+    /// The first field that is wrong.
+    pub fn decode(bytes: &[u8; REPLY_BYTES]) -> Result<Self, PreambleError> {
+        let mut fields = Fields(bytes);
+        let magic = fields.take();
+        if magic != REPLY_MAGIC {
+            return Err(PreambleError::Magic(magic));
+        }
+        let versions = versions(&mut fields)?;
+        let (code, reserved, text_bytes, received) = (fields.u8(), fields.u8(), fields.u16(), fields.u64());
+        if usize::from(text_bytes) > MAX_REFUSAL_BYTES {
+            return Err(PreambleError::TextLength(text_bytes));
+        }
+        if reserved != 0 || (code == 0 && text_bytes != 0) || (code != 0 && received != 0) {
+            return Err(PreambleError::Reserved);
+        }
+        Ok(Self { versions, code, text_bytes, received })
+    }
+
+    /// How many bytes of text follow; at most [`MAX_REFUSAL_BYTES`].
+    #[must_use]
+    pub fn text_bytes(&self) -> usize {
+        usize::from(self.text_bytes)
+    }
+
+    /// The whole reply.
+    ///
+    /// # Errors
+    /// No version in common (whatever the code), or a code that this version does not know.
+    pub fn with_text(self, text: &[u8]) -> Result<Reply, PreambleError> {
+        if Versions::OURS.common(self.versions).is_none() {
+            return Err(PreambleError::Version { theirs: self.versions, ours: Versions::OURS });
+        }
+        let answer = match self.code {
+            0 => Answer::Accepted { received: self.received },
+            code => {
+                let known = RefusalCode::ALL.into_iter().find(|known| known.number() == code);
+                let code = known.ok_or(PreambleError::Code(code))?;
+                Answer::Refused { code, text: shown_text(text) }
+            }
+        };
+        Ok(Reply { versions: self.versions, answer })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn preamble() -> impl Strategy<Value = Preamble> {
+        let purpose = prop_oneof![
+            Just(Purpose::NewMigration),
+            any::<u64>().prop_map(|received| Purpose::ResumeControl { received }),
+            any::<u32>().prop_map(|channel| Purpose::Data { channel }),
+            Just(Purpose::Query),
+        ];
+        (purpose, any::<[u8; 16]>(), any::<[u8; 32]>(), any::<u16>()).prop_map(
+            |(purpose, migration, secret, newer)| Preamble {
+                versions: Versions { oldest: 1, newest: newer.max(1) },
+                ..Preamble::new(purpose, MigrationId(migration), Secret(secret))
+            },
+        )
+    }
+
+    fn reply() -> impl Strategy<Value = Reply> {
+        prop_oneof![
+            any::<u64>().prop_map(Reply::accepted),
+            (prop::sample::select(&RefusalCode::ALL[..]), "[ -~äöü]{0,400}")
+                .prop_map(|(code, text)| Reply::refused(code, &text)),
+        ]
+    }
+
+    fn decode_reply(bytes: &[u8]) -> Option<Result<Reply, PreambleError>> {
+        let (header, text) = bytes.split_first_chunk()?;
+        let header = match ReplyHeader::decode(header) {
+            Ok(header) => header,
+            Err(error) => return Some(Err(error)),
+        };
+        Some(header.with_text(text.get(..header.text_bytes())?))
+    }
+
+    proptest! {
+        #[test]
+        fn a_preamble_survives_and_a_flipped_bit_is_an_error_or_another_preamble(sent in preamble(), bit in 0..PREAMBLE_BYTES * 8) {
+            let mut bytes = sent.encode();
+            prop_assert_eq!(Preamble::decode(&bytes), Ok(sent));
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            if let Ok(other) = Preamble::decode(&bytes) {
+                prop_assert_ne!(other, sent);
+                prop_assert_eq!(other.encode(), bytes);
+            }
+        }
+
+        #[test]
+        fn a_reply_survives_and_a_flipped_or_missing_bit_never_panics(sent in reply(), bit in any::<prop::sample::Index>()) {
+            let bytes = sent.encode();
+            prop_assert_eq!(decode_reply(&bytes), Some(Ok(sent)));
+            for length in 0..bytes.len() {
+                prop_assert_eq!(decode_reply(&bytes[..length]), None);
+            }
+            let (mut flipped, bit) = (bytes.clone(), bit.index(bytes.len() * 8));
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let _ = decode_reply(&flipped);
+        }
+    }
+
+    #[test]
+    fn versions_that_do_not_meet_are_named_on_both_sides() {
+        let mut theirs = Preamble::new(Purpose::Query, MigrationId([7; 16]), Secret::NONE);
+        theirs.versions = Versions { oldest: 5, newest: 9 };
+        let error = Preamble::decode(&theirs.encode()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the peer speaks protocol version 5 to 9, this side speaks 1: upgrade the older of the two"
+        );
+        let mut reply = Reply::refused(RefusalCode::Version, &error.to_string());
+        reply.versions = Versions { oldest: 5, newest: 9 };
+        let error = decode_reply(&reply.encode()).unwrap().unwrap_err();
+        assert!(error.to_string().contains("version 5 to 9, this side speaks 1"), "{error}");
+    }
+
+    #[test]
+    fn versions_meet_at_the_newest_that_both_speak() {
+        let range = |oldest, newest| Versions { oldest, newest };
+        assert_eq!(range(1, 3).common(range(2, 9)), Some(3));
+        assert_eq!(range(2, 9).common(range(1, 2)), Some(2));
+        assert_eq!(range(1, 1).common(range(2, 2)), None);
+    }
+
+    #[test]
+    fn secrets_compare_and_do_not_print() {
+        let mut other = [9; 32];
+        assert_eq!(Secret([9; 32]), Secret(other));
+        other[31] = 8;
+        assert_ne!(Secret([9; 32]), Secret(other));
+        assert!(Secret([0; 32]).is_none());
+        assert_eq!(format!("{:?}", Secret([9; 32])), "Secret(..)");
+    }
+
+    #[test]
+    fn a_long_refusal_is_cut_between_characters() {
+        let Answer::Refused { text, .. } = Reply::refused(RefusalCode::Declined, &"ä".repeat(400)).answer
+        else {
+            panic!("a refusal");
+        };
+        assert_eq!(text.chars().count(), MAX_REFUSAL_BYTES / 2);
+    }
+}

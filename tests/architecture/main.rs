@@ -25,7 +25,9 @@ fn every_source() -> Vec<Source> {
             path.strip_prefix(ROOT).expect("it lies below the root").to_str().expect("its name is UTF-8");
         Source::parse(name, &text)
     };
-    files.iter().map(|path| read(path)).collect()
+    let mut sources = files.iter().map(|path| read(path)).collect::<Vec<_>>();
+    Source::exempt_test_modules(&mut sources);
+    sources
 }
 
 fn dependencies() -> Dependencies {
@@ -122,6 +124,21 @@ fn an_arrow_downwards_and_what_tests_do_is_left_alone() {
     for name in ["src/session/tests.rs", "src/session/tests/pair.rs", "src/session/path/tests.rs"] {
         assert_eq!(complaints(name, "use crate::engine::Engine;", rules::layers), [""; 0]);
     }
+}
+
+#[test]
+fn a_file_that_is_declared_for_tests_is_left_alone() {
+    let declared = |declaration| {
+        let parent = Source::parse("src/session/mod.rs", declaration);
+        let child = Source::parse("src/session/pair.rs", "use crate::engine::Engine;");
+        let mut sources = [parent, child];
+        Source::exempt_test_modules(&mut sources);
+        sources.iter().flat_map(rules::layers).count() == 0
+    };
+    assert!(
+        declared("#[cfg(test)] mod pair;") && declared("#[cfg(test)] #[rustfmt::skip] pub(crate) mod pair;")
+    );
+    assert!(!declared("mod pair;") && !declared("#[cfg(test)] mod other;"));
 }
 
 #[test]

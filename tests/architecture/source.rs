@@ -27,20 +27,36 @@ pub(crate) struct Source {
     pub(crate) paths: Vec<(Vec<String>, usize)>,
     /// Every identifier, in test code too; with its line.
     pub(crate) words: Vec<(String, usize)>,
+    /// The module that it is, from the crate's root.
+    module: Vec<String>,
+    /// The modules in other files that it declares for tests only.
+    test_modules: Vec<Vec<String>>,
 }
 
 impl Source {
     pub(crate) fn parse(name: &str, text: &str) -> Self {
-        let tokens: TokenStream = text.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
-        let mut reader = Reader { paths: Vec::new(), words: Vec::new() };
+        let tokens: TokenStream = text.parse().expect("a source file that compiles has tokens");
+        let module = module_of(name);
+        let mut reader = Reader::default();
         reader.all_words(tokens.clone());
         if !is_test_file(name) {
-            reader.items(tokens, &module_of(name));
+            reader.items(tokens, &module);
         }
-        Self { name: name.to_owned(), text: text.to_owned(), paths: reader.paths, words: reader.words }
+        let Reader { paths, words, test_modules } = reader;
+        Self { name: name.to_owned(), text: text.to_owned(), paths, words, module, test_modules }
     }
 
-    /// Whether all of the file is test code, told by its name.
+    /// Forgets the paths of files that others declare as `#[cfg(test)] mod name;`.
+    pub(crate) fn exempt_test_modules(sources: &mut [Self]) {
+        let tests: Vec<Vec<String>> = sources.iter().flat_map(|source| source.test_modules.clone()).collect();
+        for source in sources {
+            if tests.iter().any(|test| source.module.starts_with(test)) {
+                source.paths.clear();
+            }
+        }
+    }
+
+    /// Whether the file's name says that it is test code.
     pub(crate) fn is_test(&self) -> bool {
         is_test_file(&self.name)
     }
@@ -63,9 +79,11 @@ fn module_of(name: &str) -> Vec<String> {
     parts.map(str::to_owned).collect()
 }
 
+#[derive(Default)]
 struct Reader {
     paths: Vec<(Vec<String>, usize)>,
     words: Vec<(String, usize)>,
+    test_modules: Vec<Vec<String>>,
 }
 
 impl Reader {
@@ -91,7 +109,9 @@ impl Reader {
                     if inner {
                         return;
                     }
-                    at += item_length(&tokens[at..]);
+                    let length = item_length(&tokens[at..]);
+                    self.test_modules.extend(declared_module(&tokens[at..at + length], module));
+                    at += length;
                 }
                 continue;
             }
@@ -207,6 +227,18 @@ fn inline_module(tokens: &[TokenTree]) -> Option<(String, &Group)> {
             if word == "mod" && body.delimiter() == Delimiter::Brace =>
         {
             Some((name.to_string(), body))
+        }
+        _ => None,
+    }
+}
+
+/// The module that an item `mod name;` declares, whatever attributes and visibility it has.
+fn declared_module(item: &[TokenTree], module: &[String]) -> Option<Vec<String>> {
+    match item {
+        [.., TokenTree::Ident(word), TokenTree::Ident(name), end]
+            if word == "mod" && is_punct(Some(end), ';') =>
+        {
+            Some(module.iter().cloned().chain([name.to_string()]).collect())
         }
         _ => None,
     }

@@ -178,6 +178,12 @@ impl World {
                 | SourceAction::Journal(SourceRecord::Committing(_))
         );
         if can_fail && std::mem::take(&mut self.fail_source) {
+            if let SourceAction::Journal(record) = action
+                && self.random.below(2) == 0
+            {
+                // It failed after the entry was durable.
+                self.journals.source = Some(record);
+            }
             host.answers.push_back(SourceInput::Failed("injected".into()));
             return true;
         }

@@ -247,8 +247,9 @@ impl Source {
             Some(Message::Fenced(token)) => match given_up.fenced(*token) {
                 Ok(right) => {
                     self.right = Some(right);
-                    let cause = "the destination did not start the guest and has given up its right to";
-                    self.close(SourceRecord::RolledBack(*token), Closing::RolledBack(cause.into()));
+                    self.warnings.push("the destination has not started the guest and never will".into());
+                    let cause = std::mem::take(&mut self.warnings).join("; ");
+                    self.close(SourceRecord::RolledBack(*token), Closing::RolledBack(cause));
                 }
                 Err(given_up) => self.phase = Phase::InDoubt(given_up, since.unwrap_or(now)),
             },
@@ -308,13 +309,20 @@ impl Source {
                 self.warnings.push(cause);
             }
             Phase::InDoubt(given_up, since) => self.phase = Phase::InDoubt(given_up, since),
+            // The entry may stand all the same, and a restart would act on it: the token is burnt before the guest runs.
+            Phase::Journaling(token) => {
+                self.warnings.push(cause);
+                match self.right.take() {
+                    Some(right) => self.doubt(now, right.commit(token)),
+                    None => debug_assert!(false, "the right is held until it is committed"),
+                }
+            }
             // The guest is where it is; only the note of it is missing, and the next start asks again.
             Phase::Closing(closing) => {
                 self.warnings.push(cause);
                 self.phase = Phase::Closing(closing);
                 self.journaled(now);
             }
-            // Whether the entry was written is not known, but no Commit has been sent: the right is still here.
             Phase::RollingBack(first) => {
                 let cause = format!("{first}; then, on the way back: {cause}");
                 self.act(SourceAction::Finished(Outcome::RolledBack { cause }));

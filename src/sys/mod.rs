@@ -5,5 +5,7 @@
 #![allow(unsafe_code)]
 
 pub mod mapping;
+pub mod pagemap;
 pub mod probe;
 pub mod scatter;
+pub mod userfaultfd;

@@ -6,4 +6,6 @@ pub mod layout;
 pub mod memory;
 pub mod pageset;
 pub mod sys;
+#[doc(hidden)]
+pub mod testing;
 pub mod units;

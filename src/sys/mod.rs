@@ -7,4 +7,5 @@
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod mapping;
+pub mod probe;
 pub mod scatter;

@@ -73,6 +73,12 @@ impl GuestMemory {
         &self.mappings
     }
 
+    /// The mappings as whoever keeps them mapped holds them, such as a virtual machine.
+    #[must_use]
+    pub fn shared_mappings(&self) -> &Arc<[Mapping]> {
+        &self.mappings
+    }
+
     fn locate(&self, page: PageIndex) -> (&Mapping, u64) {
         let Place { region, offset } = self.layout.place(page).expect("a page of this guest");
         (&self.mappings[region], offset)

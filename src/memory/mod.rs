@@ -1,5 +1,8 @@
 //! Guest RAM: one mapping a region, addressed by page.
 
+mod origin;
+mod touched;
+
 use std::io;
 use std::sync::Arc;
 

@@ -1,7 +1,7 @@
 //! Guest RAM: one mapping a region, addressed by page.
 
-mod origin;
-mod touched;
+pub(crate) mod origin;
+pub(crate) mod touched;
 
 use std::io;
 use std::sync::Arc;

@@ -36,6 +36,18 @@ pub(crate) enum Origin {
     Opaque,
 }
 
+impl Origin {
+    /// Whether the kernel may take a page that was written out of this process's page tables at any time, because the
+    /// content is safe in the file or in swap; it then forgets whether the page was write-protected.
+    pub(crate) fn is_evictable(&self) -> bool {
+        match self {
+            Self::Private | Self::Shared(SharedFile { kind: FileKind::Hugetlbfs, .. }) => false,
+            Self::Shared(SharedFile { kind: FileKind::Tmpfs, .. }) => rustix::system::sysinfo().totalswap > 0,
+            Self::Shared(SharedFile { kind: FileKind::Other, .. }) | Self::Opaque => true,
+        }
+    }
+}
+
 /// A file with guest RAM in it.
 #[derive(Debug)]
 pub(crate) struct SharedFile {
@@ -142,16 +154,6 @@ impl SharedFile {
             _ => FileKind::Other,
         };
         Ok(Self { file, start, kind })
-    }
-
-    /// Whether the kernel may take a page that was written out of this process's page tables at any time, because the
-    /// content is safe in the file or in swap; it then forgets whether the page was write-protected.
-    pub(crate) fn is_evictable(&self) -> bool {
-        match self.kind {
-            FileKind::Hugetlbfs => false,
-            FileKind::Tmpfs => rustix::system::sysinfo().totalswap > 0,
-            FileKind::Other => true,
-        }
     }
 
     /// Whether [`SharedFile::data`] knows nothing: hugetlbfs has no `SEEK_DATA`.

@@ -55,7 +55,7 @@ pub(crate) fn touched_in(
         Origin::Private => {
             let query = Query {
                 none: Traits::ZERO,
-                any: Traits::PRESENT | Traits::SWAPPED,
+                any: Traits::PRESENT.and(Traits::SWAPPED),
                 told: Traits::NONE,
                 ..Query::default()
             };

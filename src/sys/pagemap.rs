@@ -5,7 +5,6 @@
 
 use std::fs::File;
 use std::io;
-use std::ops::BitOr;
 use std::os::fd::AsRawFd;
 
 use super::scatter::MemorySlice;
@@ -17,9 +16,8 @@ pub struct Traits(u64);
 impl Traits {
     /// None of them.
     pub const NONE: Self = Self(0);
-    /// Its memory is registered for asynchronous write protection.
-    pub const WRITE_PROTECTABLE: Self = Self(1 << 0);
-    /// It is populated and not write-protected: written since it was protected last.
+    /// It is not write-protected: written since it was protected last, or never protected. Whether a page that does not
+    /// exist can be so depends on the kernel; ask for [`Traits::PRESENT`] or [`Traits::SWAPPED`] too.
     pub const WRITTEN: Self = Self(1 << 1);
     /// It is mapped.
     pub const PRESENT: Self = Self(1 << 3);
@@ -30,18 +28,16 @@ impl Traits {
     /// It is mapped as a part of a huge page.
     pub const HUGE: Self = Self(1 << 6);
 
+    /// Both sets.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+
     /// Whether all of `other` is in this set.
     #[must_use]
-    pub fn contains(self, other: Self) -> bool {
+    pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
-    }
-}
-
-impl BitOr for Traits {
-    type Output = Self;
-
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
     }
 }
 
@@ -244,7 +240,7 @@ mod tests {
         let _ = mapping.load(0);
         let query = Query {
             none: Traits::ZERO,
-            any: Traits::PRESENT | Traits::SWAPPED,
+            any: Traits::PRESENT.and(Traits::SWAPPED),
             told: Traits::PRESENT,
             ..Query::default()
         };

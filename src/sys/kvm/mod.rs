@@ -4,6 +4,7 @@
 //! on writing to guest RAM after the mapping is gone; a [`Vcpu`] of ours holds the machine, which holds the mappings.
 //! Sources: `Documentation/virt/kvm/api.rst` of the kernel, sections named at each call.
 
+pub mod program;
 mod ring;
 mod vcpu;
 
@@ -16,10 +17,10 @@ use kvm_bindings::{
     KVM_DIRTY_LOG_MANUAL_PROTECT_ENABLE, KVM_MEM_LOG_DIRTY_PAGES, kvm_clear_dirty_log,
     kvm_clear_dirty_log__bindgen_ty_1, kvm_clock_data, kvm_dirty_gfn, kvm_dirty_log,
     kvm_dirty_log__bindgen_ty_1, kvm_enable_cap, kvm_irqchip, kvm_pit_config, kvm_pit_state2,
-    kvm_userspace_memory_region,
+    kvm_reinject_control, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Kvm, VmFd};
-use request::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG, KVM_RESET_DIRTY_RINGS};
+use request::{KVM_CLEAR_DIRTY_LOG, KVM_GET_DIRTY_LOG, KVM_REINJECT_CONTROL, KVM_RESET_DIRTY_RINGS};
 use vmm_sys_util::ioctl::{ioctl, ioctl_with_ref};
 
 pub use ring::DirtyRing;
@@ -38,6 +39,7 @@ mod request {
     ioctl_iow_nr!(KVM_SET_XSAVE, KVMIO, 0xa5, kvm_xsave);
     ioctl_ior_nr!(KVM_GET_XSAVE2, KVMIO, 0xcf, kvm_xsave);
     ioctl_iowr_nr!(KVM_CLEAR_DIRTY_LOG, KVMIO, 0xc0, kvm_clear_dirty_log);
+    ioctl_io_nr!(KVM_REINJECT_CONTROL, KVMIO, 0x71);
     ioctl_io_nr!(KVM_RESET_DIRTY_RINGS, KVMIO, 0xc7);
 }
 
@@ -254,12 +256,16 @@ impl VirtualMachine {
         Ok(self.fd.create_irq_chip()?)
     }
 
-    /// Makes the in-kernel timer (api.rst 4.71); after the irqchip.
+    /// Makes the in-kernel timer (api.rst 4.71), after the irqchip, with ticks that the guest misses left out: a guest that
+    /// was paused or throttled must not work off the ticks of that time at once (`KVM_REINJECT_CONTROL`).
     ///
     /// # Errors
     /// What the kernel answers.
     pub fn create_pit2(&self) -> io::Result<()> {
-        Ok(self.fd.create_pit2(kvm_pit_config::default())?)
+        self.fd.create_pit2(kvm_pit_config::default())?;
+        let control = kvm_reinject_control { pit_reinject: 0, ..Default::default() };
+        // SAFETY: the kernel reads one structure of this type.
+        answered(unsafe { ioctl_with_ref(&self.fd, KVM_REINJECT_CONTROL(), &control) })
     }
 
     /// Where KVM may put the three pages that Intel processors need for real mode: a hole of the guest's memory map

@@ -1,5 +1,7 @@
 //! What a migration needs of a hypervisor, and the adapters that give it. A new hypervisor is one file or folder here.
 
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+pub mod kvm;
 pub mod program;
 
 use std::io;

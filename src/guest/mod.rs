@@ -1,5 +1,6 @@
 //! What a migration needs of a hypervisor, and the adapters that give it. A new hypervisor is one file or folder here.
 
+pub mod process;
 pub mod program;
 
 use std::io;

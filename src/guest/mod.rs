@@ -2,6 +2,7 @@
 
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub mod kvm;
+pub mod process;
 pub mod program;
 
 use std::io;

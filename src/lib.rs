@@ -1,11 +1,13 @@
 //! pageferry moves the memory of a running virtual machine to another host.
 
+pub mod channel;
 pub mod codec;
 pub mod dirty;
 pub mod guest;
 pub mod layout;
 pub mod memory;
 pub mod pageset;
+pub mod session;
 pub mod sys;
 #[doc(hidden)]
 pub mod testing;

@@ -7,3 +7,4 @@
 pub mod mapping;
 pub mod probe;
 pub mod scatter;
+pub mod socket;

@@ -94,6 +94,14 @@ pub struct OpenChannel {
     pub link: Arc<dyn ChannelLink>,
 }
 
+/// A channel that the destination has just accepted.
+pub struct AcceptedChannel {
+    /// For the thread that receives.
+    pub receiver: Box<dyn ChannelReceiver>,
+    /// For everyone.
+    pub link: Arc<dyn ChannelLink>,
+}
+
 /// What came in at the destination.
 #[derive(Debug)]
 pub enum Arrival<'a> {

@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::tcp_destination::TcpReceiver;
 use super::tcp_source::{TcpReceipts, TcpSource};
-use super::{ChannelError, ChannelLink, ChannelReceiver, OpenChannel};
+use super::{AcceptedChannel, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
 
 /// How a TCP channel behaves.
@@ -112,9 +112,9 @@ pub fn receive(
     stream: TcpStream,
     memory: GuestMemory,
     options: TcpOptions,
-) -> Result<(Box<dyn ChannelReceiver>, Arc<dyn ChannelLink>), ChannelError> {
+) -> Result<AcceptedChannel, ChannelError> {
     let link = Arc::new(TcpLink::new(stream, options.link_timeout)?);
-    Ok((Box::new(TcpReceiver::new(link.clone(), memory)), link))
+    Ok(AcceptedChannel { receiver: Box::new(TcpReceiver::new(link.clone(), memory)), link })
 }
 
 /// A connection, shared by everyone who has to do with the channel.

@@ -29,7 +29,7 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(50), Duration::from_
 /// When a control link counts as lost.
 #[derive(Clone, Copy, Debug)]
 pub struct ControlOptions {
-    /// How long the peer may be silent before its connection is given up.
+    /// How long the peer may be silent before its connection is given up. A healthy one gives a sign of life each second.
     pub link_timeout: Duration,
     /// How long to try, or wait, for another connection.
     pub give_up_after: Duration,
@@ -294,6 +294,8 @@ impl LinkShared {
 
     /// Sends what is due until the connection breaks or the link is over.
     fn send_all(&self, stream: &TcpStream) -> End {
+        let beat = HEARTBEAT.min(self.options.link_timeout / 3);
+        let mut next_beat = Instant::now() + beat;
         loop {
             let mut state = lock(&self.state);
             let frame = loop {
@@ -307,7 +309,7 @@ impl LinkShared {
                     let replaced = io::Error::new(io::ErrorKind::ConnectionReset, "the peer made another");
                     return End::Broken(SessionError::LinkBroken(replaced));
                 }
-                if let Some(frame) = state.core.next() {
+                if let Some(frame) = state.core.outgoing() {
                     break encode(&frame);
                 }
                 if state.closing && state.core.is_flushed() {
@@ -317,14 +319,15 @@ impl LinkShared {
                     self.say_goodbye(stream, &goodbye);
                     return End::Over;
                 }
-                let before = Instant::now();
-                let beat = HEARTBEAT.min(self.options.link_timeout / 3);
-                state = wait(&self.wake, state, beat);
-                if before.elapsed() >= beat {
+                let left = next_beat.saturating_duration_since(Instant::now());
+                if left.is_zero() {
                     state.core.heartbeat();
+                } else {
+                    state = wait(&self.wake, state, left);
                 }
             };
             drop(state);
+            next_beat = Instant::now() + beat;
             if let Err(cause) = (&*stream).write_all(&frame) {
                 let mut state = lock(&self.state);
                 return End::Broken(state.broken.take().unwrap_or(SessionError::LinkBroken(cause)));

@@ -4,7 +4,7 @@
 //! both sides saying how many messages they have, and goes on from there. A message that comes twice is dropped; one that is
 //! missing cannot be, on a connection that keeps the order, and ends the link.
 //!
-//! Per connection: [`ControlState::connected`], then [`ControlState::next`] until it has nothing, again after each other call;
+//! Per connection: [`ControlState::connected`], then [`ControlState::outgoing`] until it has nothing, again after each other call;
 //! [`ControlState::message`] and [`ControlState::receipt`] for what comes.
 
 use std::collections::VecDeque;
@@ -95,7 +95,7 @@ impl ControlState {
     }
 
     /// What to send next on this connection, if anything.
-    pub fn next(&mut self) -> Option<Outgoing> {
+    pub fn outgoing(&mut self) -> Option<Outgoing> {
         if std::mem::take(&mut self.receipt_due) {
             return Some(Outgoing::Receipt(self.received));
         }
@@ -180,7 +180,7 @@ mod tests {
     }
 
     fn send(sides: &mut [Side; 2], from: usize) -> bool {
-        let Some(frame) = sides[from].state.next() else { return false };
+        let Some(frame) = sides[from].state.outgoing() else { return false };
         sides[1 - from].wire.push_back(frame);
         true
     }
@@ -225,7 +225,7 @@ mod tests {
         assert_eq!(state.message(1), Err(CountError::Gap { got: 1, expected: 0 }));
         state.queue(vec![1]);
         assert_eq!(state.receipt(1), Err(CountError::Receipt { got: 1, least: 0, most: 0 }));
-        assert!(matches!(state.next(), Some(Outgoing::Message { number: 0, .. })));
+        assert!(matches!(state.outgoing(), Some(Outgoing::Message { number: 0, .. })));
         assert_eq!(state.receipt(1), Ok(()));
         assert_eq!(state.connected(0), Err(CountError::Receipt { got: 0, least: 1, most: 1 }));
         assert_eq!(state.receipt(u64::MAX), Err(CountError::Receipt { got: u64::MAX, least: 1, most: 1 }));

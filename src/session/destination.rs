@@ -19,7 +19,7 @@ use super::path::interface_of;
 use super::source::ChannelStats;
 use super::{lock, spawn};
 use crate::channel::tcp::{self, TcpOptions};
-use crate::channel::{Arrival, ChannelError, ChannelLink, ChannelReceiver};
+use crate::channel::{AcceptedChannel, Arrival, ChannelError, ChannelLink, ChannelReceiver};
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
 use crate::units::{PAGE_SIZE, Run};
@@ -223,7 +223,8 @@ impl DestinationShared {
             drop(state);
             return refuse(reason);
         }
-        let (receiver, link) = match tcp::receive(stream, self.memory.clone(), self.options) {
+        let AcceptedChannel { receiver, link } = match tcp::receive(stream, self.memory.clone(), self.options)
+        {
             Ok(opened) => opened,
             Err(error) => {
                 drop(state);

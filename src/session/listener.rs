@@ -226,7 +226,7 @@ impl ListenerShared {
         };
         let shared = self.clone();
         let greeter = spawn("pf-greet", move || {
-            shared.listen_to(stream, remote, number);
+            shared.listen_to(&stream, remote, number);
         });
         if let Err(error) = greeter {
             tracing::warn!(%error, %remote, "a connection is dropped");
@@ -240,12 +240,12 @@ impl ListenerShared {
         lock(&self.unknown).waiting.retain(|(waiting, _)| *waiting != number);
     }
 
-    fn listen_to(&self, stream: Arc<TcpStream>, remote: SocketAddr, number: u64) {
+    fn listen_to(&self, stream: &TcpStream, remote: SocketAddr, number: u64) {
         let deadline = Instant::now() + self.options.handshake_timeout;
-        let result = self.preamble(&stream, remote, deadline).and_then(|preamble| {
+        let result = self.preamble(stream, remote, deadline).and_then(|preamble| {
             let Preamble { purpose, migration, .. } = preamble;
             if purpose == Purpose::Query {
-                return Some((preamble, self.question(&stream, remote, migration, deadline)?));
+                return Some((preamble, self.question(stream, remote, migration, deadline)?));
             }
             Some((preamble, Vec::new()))
         });

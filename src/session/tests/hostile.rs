@@ -2,9 +2,7 @@
 
 use super::*;
 use crate::channel::ChannelError;
-use crate::wire::data::{
-    BarrierId, ChannelId, FrameError, FrameKind, HEADER_BYTES, encode_barrier, encode_pages,
-};
+use crate::wire::data::{BarrierId, ChannelId, FrameKind, HEADER_BYTES, encode_barrier, encode_pages};
 use crate::wire::preamble::{PREAMBLE_BYTES, Preamble, PreambleError, Purpose, RefusalCode, Versions};
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -130,6 +130,14 @@ impl Arm {
         Some(compress.max(send) + SERIAL * compress.min(send))
     }
 
+    /// What a trial loses per byte against `current` if things go badly: nothing overlaps, and the destination needs half
+    /// as long to take the batch apart.
+    fn regret(&self, raw: f64, current: f64) -> f64 {
+        let compress = self.compress_cost();
+        let send = self.ratio.0.unwrap_or(1.0) * raw;
+        (compress * 1.5 + send - current).max(compress / 4.0)
+    }
+
     fn compress_cost(&self) -> f64 {
         self.compress.0.unwrap_or(UNKNOWN_COST)
     }
@@ -257,17 +265,11 @@ impl LevelController {
             .iter()
             .zip(LEVELS)
             .filter(|(_, level)| self.choice != Choice::Level(*level))
-            .filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.compress_cost(), level)))
+            .filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.regret(raw, current), level)))
             .min_by(|a, b| a.0.total_cmp(&b.0));
-        // From raw the worst case is that nothing is gained for the compressing; from a level only the difference counts.
-        let in_use = match self.choice {
-            Choice::Raw => 0.0,
-            Choice::Level(level) => arm_of(level).map_or(0.0, |index| self.arms[index].compress_cost()),
-        };
-        let regret = |compress: f64| (compress - in_use).max(0.0);
-        if let Some((expected, compress, level)) = best
+        if let Some((expected, regret, level)) = best
             && expected < current * MARGIN
-            && self.affordable(regret(compress) * trial_bytes)
+            && self.affordable(regret * trial_bytes)
         {
             self.start(Choice::Level(level));
         }
@@ -289,11 +291,14 @@ impl LevelController {
             Choice::Level(level) => arm_of(level).and_then(|index| self.arms[index].measured.0),
         };
         let before = before.or(self.raw.0).unwrap_or(cost);
-        self.spent += (cost - before).max(0.0) * sent.page_bytes as f64;
+        // The first batch waits for what was sent before it, by the other choice.
+        if batches > 1 {
+            self.spent += (cost - before).max(0.0) * sent.page_bytes as f64;
+        }
         if batches > TRIAL_BATCHES / 2 {
             self.learn(self.choice, cost);
         }
-        if batches < TRIAL_BATCHES && cost < 3.0 * before {
+        if batches < TRIAL_BATCHES && (batches == 1 || cost < 3.0 * before) {
             self.phase = Phase::Trying { batches, then };
             return;
         }

@@ -298,7 +298,7 @@ fn checked_names(names: Vec<String>) -> Result<Vec<String>, DecodeError> {
 
 /// The longest start of a text that fits into [`MAX_TEXT_BYTES`].
 fn cut(text: &str) -> String {
-    text[..text.floor_char_boundary(MAX_TEXT_BYTES)].to_owned()
+    super::cut_text(text, MAX_TEXT_BYTES).to_owned()
 }
 
 #[cfg(test)]

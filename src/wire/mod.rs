@@ -46,7 +46,8 @@ impl Fields<'_> {
 
 /// Cuts a text of our own to at most `limit` bytes, between two characters.
 pub(crate) fn cut_text(text: &str, limit: usize) -> &str {
-    &text[..text.floor_char_boundary(limit)]
+    let end = (0..=limit.min(text.len())).rev().find(|&end| text.is_char_boundary(end)).unwrap_or(0);
+    &text[..end]
 }
 
 /// What may be shown of a peer's text: no control characters, which could rewrite a terminal.

@@ -205,6 +205,7 @@ fn a_wire_that_becomes_fast_is_given_raw() {
 #[test]
 fn a_wire_that_cannot_tell_its_backlog_still_learns() {
     let mut controller = LevelController::new();
+    let mut compressed = 0;
     for _ in 0..500 {
         let plan = controller.plan(BATCH);
         let (cost, ratio) = match plan.choice {
@@ -216,6 +217,7 @@ fn a_wire_that_cannot_tell_its_backlog_still_learns() {
             let packed_bytes = (65536.0 * ratio) as u64;
             controller.sampled(Sample { level, page_bytes: 65536, packed_bytes, seconds: cost * 65536.0 });
         }
+        compressed += u32::from(plan.choice != Choice::Raw);
         let (bytes, compress_seconds) = (BATCH as f64, cost * BATCH as f64);
         controller.sent(Sent {
             choice: plan.choice,
@@ -226,5 +228,5 @@ fn a_wire_that_cannot_tell_its_backlog_still_learns() {
             drained_bytes: None,
         });
     }
-    assert!(matches!(controller.choice(), Choice::Level(_)));
+    assert!(compressed > 400, "{compressed} of 500: {controller:?}");
 }

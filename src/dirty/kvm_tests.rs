@@ -4,6 +4,7 @@ use super::*;
 use crate::dirty::kvm_ring::{KvmRingTracker, RingHarvester};
 use crate::dirty::pagemap::PagemapTracker;
 use crate::layout::RamRegion;
+use crate::memory::snapshot::{MemoryDigest, Snapshot};
 use crate::memory::{Backing, GuestMemory, HugePages};
 use crate::sys::kvm::Vcpu;
 use crate::testing::{Need, require};
@@ -287,6 +288,31 @@ fn an_overrun_is_told_and_the_guest_gets_on() {
     tracker.unwatch();
     let written = guest.write(1, 1000);
     assert!(drained(&mut tracker, &guest.memory) == written, "the ring is in step again");
+}
+
+#[test]
+fn a_snapshot_holds_up_vcpus_and_leaves_the_log_alone() {
+    for (mut guest, mut tracker) in guests() {
+        if matches!(tracker.kind(), TrackerKind::Pagemap) {
+            continue;
+        }
+        let memory = guest.memory.clone();
+        guest.write(0, 1000);
+        guest.write(1, 1000);
+        tracker.start().unwrap();
+        let expected = MemoryDigest::of_paused(&memory).unwrap();
+        let snapshot = match Snapshot::begin(&memory) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return eprintln!("SKIP: {error}");
+            }
+            begun => begun.unwrap(),
+        };
+        let mut written = guest.write(0, 200);
+        written.extend(guest.write(1, 200));
+        assert_eq!(snapshot.finish().unwrap(), expected);
+        assert_ne!(MemoryDigest::of_paused(&memory).unwrap(), expected);
+        assert!(drained(&mut *tracker, &memory) == written);
+    }
 }
 
 #[test]

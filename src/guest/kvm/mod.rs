@@ -124,7 +124,7 @@ impl KvmGuest {
             GuestError::caused(format!("allocating {size} of guest memory"), error)
         })?;
         let devices = Arc::new(Mutex::new(Devices::default()));
-        let machine = Machine::make(kvm, &config, &memory, Arc::clone(&devices), tracker)?;
+        let machine = Machine::make(kvm, &config, &memory, &devices, tracker)?;
         Ok(Self { config, memory, machine, devices, running: false, paused_at: Instant::now() })
     }
 

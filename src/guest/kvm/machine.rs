@@ -113,9 +113,10 @@ impl Machine {
         self.tsc_khz
     }
 
-    /// Gives the time stamp counters the frequency that the guest knows.
+    /// Gives the time stamp counters the frequency that the guest knows, or leaves them where the source did not know it.
     pub(super) fn set_tsc_khz(&self, wanted: u32) -> Result<(), GuestError> {
-        if u64::from(wanted.abs_diff(self.tsc_khz)) * TSC_TOLERANCE <= u64::from(self.tsc_khz) {
+        if wanted == 0 || u64::from(wanted.abs_diff(self.tsc_khz)) * TSC_TOLERANCE <= u64::from(self.tsc_khz)
+        {
             return Ok(());
         }
         for thread in &self.vcpus {
@@ -198,11 +199,11 @@ impl Machine {
         &self,
         bytes: &[u8],
         devices: &mut Devices,
+        tsc_khz: u32,
         stopped_for: Duration,
     ) -> Result<(), GuestError> {
         let state = state::decode(bytes, self.vcpus.len())?;
         let vcpus: Vec<_> = self.vcpus.iter().map(VcpuThread::vcpu).collect();
-        let tsc_khz = self.tsc_khz;
         state::load(&state, &self.vm, vcpus.iter().map(|vcpu| &**vcpu), devices, tsc_khz, stopped_for)
     }
 }

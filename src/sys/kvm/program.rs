@@ -135,7 +135,7 @@ std::arch::global_asm!(
     "    mov dword ptr [rbx + 0x10], {TICK_VECTOR}",
     "    lea rsi, [rip + 90f]",
     "    call 80f",
-    // The main loop. Interrupts are on only while it halts and looks at the commands, so a tick that falls into work is
+    // The main loop. Interrupts are on only while it halts and looks at the clock, so a tick that falls into work is
     // taken at its end, not lost. A look leaves the guest: where the kernel emulates guest code, a pending interrupt is
     // not seen before that.
     "20: sti",
@@ -169,10 +169,18 @@ std::arch::global_asm!(
     "    sti",
     "    hlt",
     "    jmp 21b",
-    // Look at the commands, then at the clock: a gap that is to be forgotten must not hide the one that ends just now.
-    "30: mov edx, {COMMAND_PORT}",
+    // Look at the clock, then at the commands: a request to forget the longest gap must not hide the gap that ends just
+    // now, and a VMM that makes it in a pause must find that pause, wherever between the two the guest was stopped.
+    "30: mov edx, {CLOCK_PORT}",
     "    in eax, dx",
     "    cli",
+    "    mov edi, eax",
+    "    sub edi, [r15 + {LAST}]",
+    "    mov [r15 + {LAST}], eax",
+    "    jns 2f",
+    "    xor edi, edi", // a clock that was set back
+    "2:  mov edx, {COMMAND_PORT}",
+    "    in eax, dx",
     "    mov ecx, eax",
     "    shr ecx, 16",
     "    cmp cx, word ptr [r15 + {RESET_SEEN}]",
@@ -184,15 +192,9 @@ std::arch::global_asm!(
     "    mov word ptr [r15 + {VERIFY_SEEN}], ax",
     "    lea rbp, [r15 + {CYCLE_0}]",
     "    call 65f",
-    "2:  mov edx, {CLOCK_PORT}",
-    "    in eax, dx",
-    "    mov ecx, eax",
-    "    sub ecx, [r15 + {LAST}]",
-    "    mov [r15 + {LAST}], eax",
-    "    js 2f", // a clock that was set back
-    "    cmp rcx, [r15 + {GAP}]",
+    "2:  cmp rdi, [r15 + {GAP}]",
     "    jbe 2f",
-    "    mov [r15 + {GAP}], rcx",
+    "    mov [r15 + {GAP}], rdi",
     "2:  ret",
     // Write pages of the cycle rbp; ebx becomes 1 when there were any to write.
     "40: cmp qword ptr [r15 + {WALK}], 0", // the walk wants the pages to stand still

@@ -1,5 +1,9 @@
 //! Where dirty pages come from. A new source is one file here and one line in [`TrackerKind`].
 
+#[cfg(feature = "kvm")]
+pub mod kvm_log;
+#[cfg(feature = "kvm")]
+pub mod kvm_ring;
 pub mod pagemap;
 pub mod synthetic;
 

@@ -134,8 +134,8 @@ impl PagemapTracker {
             }
         };
         match &piece.origin {
-            Origin::Private => {}
-            Origin::Shared(file) if file.is_hugetlb() => {}
+            Origin::Private { .. } => {}
+            Origin::Shared(_) if piece.origin.is_hugetlb() => {}
             Origin::Shared(file) => file.data(piece.bytes, scan)?,
             Origin::Opaque => scan(0, piece.bytes),
         }

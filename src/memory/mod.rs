@@ -1,6 +1,7 @@
 //! Guest RAM: one mapping a region, addressed by page.
 
 pub(crate) mod origin;
+pub mod snapshot;
 pub(crate) mod touched;
 
 use std::io;

@@ -29,7 +29,10 @@ pub(crate) struct Piece {
 #[derive(Debug)]
 pub(crate) enum Origin {
     /// Nothing but swap: what was written is in this process's page tables.
-    Private,
+    Private {
+        /// The pages are from the hugetlb pool.
+        hugetlb: bool,
+    },
     /// A file that every other process sees the same content of.
     Shared(SharedFile),
     /// Something that does not tell which of its pages hold anything.
@@ -41,10 +44,18 @@ impl Origin {
     /// content is safe in the file or in swap; it then forgets whether the page was write-protected.
     pub(crate) fn is_evictable(&self) -> bool {
         match self {
-            Self::Private | Self::Shared(SharedFile { kind: FileKind::Hugetlbfs, .. }) => false,
+            Self::Private { .. } | Self::Shared(SharedFile { kind: FileKind::Hugetlbfs, .. }) => false,
             Self::Shared(SharedFile { kind: FileKind::Tmpfs, .. }) => rustix::system::sysinfo().totalswap > 0,
             Self::Shared(SharedFile { kind: FileKind::Other, .. }) | Self::Opaque => true,
         }
+    }
+
+    /// Whether the pages are from the hugetlb pool, so that the smallest unit of anything is 2 MiB or more.
+    pub(crate) fn is_hugetlb(&self) -> bool {
+        matches!(
+            self,
+            Self::Private { hugetlb: true } | Self::Shared(SharedFile { kind: FileKind::Hugetlbfs, .. })
+        )
     }
 }
 
@@ -133,8 +144,9 @@ impl<'a> Area<'a> {
     /// What is behind the area from address `at` on.
     fn origin(&self, at: u64) -> io::Result<Origin> {
         // Private huge pages have an inode of the kernel's own, and no file that anyone else could write to.
-        if self.inode == 0 || (!self.shared && self.name.starts_with("/anon_hugepage")) {
-            return Ok(Origin::Private);
+        let hugetlb = !self.shared && self.name.starts_with("/anon_hugepage");
+        if self.inode == 0 || hugetlb {
+            return Ok(Origin::Private { hugetlb });
         }
         if !self.shared {
             return Ok(Origin::Opaque);
@@ -156,11 +168,6 @@ impl SharedFile {
         Ok(Self { file, start, kind })
     }
 
-    /// Whether [`SharedFile::data`] knows nothing: hugetlbfs has no `SEEK_DATA`.
-    pub(crate) fn is_hugetlb(&self) -> bool {
-        self.kind == FileKind::Hugetlbfs
-    }
-
     /// How much memory the file holds, in bytes.
     pub(crate) fn allocated_bytes(&self) -> io::Result<u64> {
         // st_blocks counts 512 bytes each, whatever the file system (inode(7)).
@@ -170,7 +177,7 @@ impl SharedFile {
     /// Hands over every range of the piece's first `bytes` that holds data: offset in the piece, and length.
     ///
     /// # Errors
-    /// What `lseek(2)` answers.
+    /// What `lseek(2)` answers. On hugetlbfs, which has no `SEEK_DATA`, everything is data.
     pub(crate) fn data(&self, bytes: u64, mut found: impl FnMut(u64, u64)) -> io::Result<()> {
         let end = self.start + bytes;
         let mut at = self.start;
@@ -224,7 +231,7 @@ mod tests {
         let private = Mapping::anonymous(1 << 16, HugePages::No).unwrap();
         let pieces = pieces(&private).unwrap();
         assert_eq!(pieces.iter().map(|piece| piece.bytes).sum::<u64>(), 1 << 16);
-        assert!(pieces.iter().all(|piece| matches!(piece.origin, Origin::Private)));
+        assert!(pieces.iter().all(|piece| matches!(piece.origin, Origin::Private { hugetlb: false })));
         let file = Mapping::memfd("test", 1 << 16, HugePages::No).unwrap();
         file.store(4096, 1);
         let pieces = super::pieces(&file).unwrap();

@@ -52,7 +52,7 @@ pub(crate) fn touched_in(
 ) -> io::Result<()> {
     let slice = MemorySlice::new(mapping, piece.offset, piece.bytes);
     match &piece.origin {
-        Origin::Private => {
+        Origin::Private { .. } => {
             let query = Query {
                 none: Traits::ZERO,
                 any: Traits::PRESENT.and(Traits::SWAPPED),
@@ -61,7 +61,7 @@ pub(crate) fn touched_in(
             };
             Ok(pagemap.scan(slice, query, |range| found(range.offset, range.bytes))?)
         }
-        Origin::Shared(file) if file.is_hugetlb() => hugetlb(pagemap, slice, file, found),
+        Origin::Shared(file) if piece.origin.is_hugetlb() => hugetlb(pagemap, slice, file, found),
         Origin::Shared(file) => file.data(piece.bytes, found),
         Origin::Opaque => {
             found(0, piece.bytes);

@@ -1,5 +1,6 @@
 use super::*;
 use crate::layout::{RamLayout, RamRegion};
+use crate::memory::snapshot::{MemoryDigest, Snapshot};
 use crate::memory::{Backing, HugePages, Mapping};
 use crate::testing::{Need, require};
 use crate::units::{GuestAddress, PAGE_SIZE, PageIndex, Run};
@@ -249,4 +250,23 @@ fn a_second_tracker_is_told_of_the_first() {
     let error = PagemapTracker::new(&memory).unwrap().start().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
     assert!(error.to_string().contains("another userfaultfd"), "{error}");
+}
+
+#[test]
+fn tracking_and_a_snapshot_exclude_each_other() {
+    if !require(&[Need::Uffd]) {
+        return;
+    }
+    let memory = memory(Backing::Memfd, HugePages::No);
+    write(&memory, 1, 1);
+    let mut tracker = started(&memory);
+    let error = Snapshot::begin(&memory).unwrap_err();
+    if error.kind() == io::ErrorKind::PermissionDenied {
+        return eprintln!("SKIP: {error}");
+    }
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy, "{error}");
+    tracker.stop().unwrap();
+    let snapshot = Snapshot::begin(&memory).unwrap();
+    assert_eq!(snapshot.finish().unwrap(), MemoryDigest::of_paused(&memory).unwrap());
+    tracker.start().unwrap();
 }

@@ -114,7 +114,7 @@ fn write_page_tables(low: &Mapping, plan: &Plan) {
     low.store(low_directories + 3 * 8, device_pages | TABLE);
     let reserved = (TABLES + table_pages(plan.pages * PAGE_SIZE) * PAGE_SIZE).div_ceil(BLOCK);
     for block in 0..reserved {
-        low.store(low_pages + block * 8, block * BLOCK | LARGE);
+        low.store(low_pages + block * 8, (block * BLOCK) | LARGE);
     }
     for device in [IOAPIC, LAPIC] {
         low.store(device_pages + device % GIB / BLOCK * 8, device | LARGE | UNCACHED);

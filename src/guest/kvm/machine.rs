@@ -10,16 +10,19 @@ use super::config::MachineConfig;
 use super::devices::Devices;
 use super::vcpu::VcpuThread;
 use super::{boot, cpuid, state};
+use crate::dirty::kvm_log::KvmLogTracker;
+use crate::dirty::kvm_ring::{KvmRingTracker, RingHarvester};
+use crate::dirty::pagemap::PagemapTracker;
 use crate::dirty::{DirtyTracker, TrackerKind};
 use crate::guest::GuestError;
 use crate::memory::GuestMemory;
-use crate::sys::kvm::{DirtyMode, VirtualMachine};
+use crate::sys::kvm::{DirtyMode, Vcpu, VirtualMachine};
 use crate::units::GuestAddress;
 
 /// Three pages that Intel processors need for real mode, in the hole below 4 GiB where PCs have their firmware.
 const TSS: GuestAddress = GuestAddress(0xfffb_d000);
-/// Entries of a vCPU's dirty ring: 64 KiB of them; a vCPU that fills it in one go has it emptied by its own thread.
-const RING_ENTRIES: u32 = 4096;
+/// Entries of a vCPU's dirty ring, the most that KVM makes: 1 MiB of them.
+const RING_ENTRIES: u32 = 65536;
 /// A counter that is off by less is taken for the same (what NTP corrects; QEMU's limit too): 250 parts per million.
 const TSC_TOLERANCE: u64 = 4000;
 
@@ -30,11 +33,35 @@ pub(super) fn open_kvm() -> Result<Kvm, GuestError> {
     })
 }
 
+fn make_vcpu(vm: &Arc<VirtualMachine>, config: &MachineConfig, number: u32) -> Result<Vcpu, GuestError> {
+    let vcpu = vm
+        .create_vcpu(number.into())
+        .map_err(|error| GuestError::caused(format!("making vCPU {number} of the KVM guest"), error))?;
+    // Before the system registers, which are checked against it.
+    vcpu.state()
+        .set_cpuid2(&cpuid::of_vcpu(&config.cpuid, number)?)
+        .map_err(|error| GuestError::caused("giving a vCPU its CPUID", error))?;
+    Ok(vcpu)
+}
+
+fn make_rings(
+    vm: &Arc<VirtualMachine>,
+    config: &MachineConfig,
+    vcpus: &[Vcpu],
+) -> Result<RingHarvester, GuestError> {
+    let rings = vcpus.iter().map(Vcpu::dirty_ring).collect::<Result<_, _>>();
+    rings
+        .and_then(|rings| RingHarvester::new(vm, &config.layout, rings))
+        .map_err(|error| GuestError::caused("making the dirty rings of the vCPUs", error))
+}
+
 pub(super) struct Machine {
     // Before the machine, so that the threads end first.
     vcpus: Vec<VcpuThread>,
     vm: Arc<VirtualMachine>,
     tracker: TrackerKind,
+    /// With [`TrackerKind::Ring`].
+    rings: Option<RingHarvester>,
     /// The MSRs that the kernel lists.
     msrs: Vec<u32>,
     tsc_khz: u32,
@@ -45,7 +72,7 @@ impl Machine {
         kvm: &Kvm,
         config: &MachineConfig,
         memory: &GuestMemory,
-        devices: Arc<Mutex<Devices>>,
+        devices: &Arc<Mutex<Devices>>,
         tracker: TrackerKind,
     ) -> Result<Self, GuestError> {
         let failed = |what: &'static str| move |error: std::io::Error| GuestError::caused(what, error);
@@ -66,19 +93,19 @@ impl Machine {
         let msrs = kvm.get_msr_index_list().map_err(|error| {
             GuestError::caused("reading which MSRs to move (KVM_GET_MSR_INDEX_LIST)", error)
         })?;
-        let mut vcpus = Vec::new();
-        let mut tsc_khz = 0;
-        for number in 0..config.vcpus {
-            let vcpu = vm.create_vcpu(number.into()).map_err(failed("making a vCPU"))?;
-            // Before the system registers, which are checked against it.
-            vcpu.state()
-                .set_cpuid2(&cpuid::of_vcpu(&config.cpuid, number)?)
-                .map_err(|error| GuestError::caused("giving a vCPU its CPUID", error))?;
-            tsc_khz = vcpu.state().get_tsc_khz().unwrap_or(0);
-            let thread = VcpuThread::spawn(number as usize, vcpu, Arc::clone(&devices), None);
-            vcpus.push(thread.map_err(failed("starting a vCPU's thread"))?);
-        }
-        Ok(Self { vcpus, vm, tracker, msrs: msrs.as_slice().to_vec(), tsc_khz })
+        let vcpus = (0..config.vcpus).map(|number| make_vcpu(&vm, config, number));
+        let vcpus = vcpus.collect::<Result<Vec<_>, _>>()?;
+        let tsc_khz = vcpus[0].state().get_tsc_khz().unwrap_or(0);
+        let rings = match tracker {
+            TrackerKind::Ring => Some(make_rings(&vm, config, &vcpus)?),
+            TrackerKind::Log | TrackerKind::Pagemap | TrackerKind::Synthetic => None,
+        };
+        let threads = vcpus.into_iter().enumerate().map(|(number, vcpu)| {
+            VcpuThread::spawn(number, vcpu, Arc::clone(devices), rings.clone())
+                .map_err(failed("starting a vCPU's thread"))
+        });
+        let threads = threads.collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { vcpus: threads, vm, tracker, rings, msrs: msrs.as_slice().to_vec(), tsc_khz })
     }
 
     /// The frequency of the guest's time stamp counter; 0 where the host does not know.
@@ -86,9 +113,10 @@ impl Machine {
         self.tsc_khz
     }
 
-    /// Gives the time stamp counters the frequency that the guest knows.
+    /// Gives the time stamp counters the frequency that the guest knows, or leaves them where the source did not know it.
     pub(super) fn set_tsc_khz(&self, wanted: u32) -> Result<(), GuestError> {
-        if u64::from(wanted.abs_diff(self.tsc_khz)) * TSC_TOLERANCE <= u64::from(self.tsc_khz) {
+        if wanted == 0 || u64::from(wanted.abs_diff(self.tsc_khz)) * TSC_TOLERANCE <= u64::from(self.tsc_khz)
+        {
             return Ok(());
         }
         for thread in &self.vcpus {
@@ -121,11 +149,23 @@ impl Machine {
 
     /// A tracker of the kind that the machine was made for.
     pub(super) fn dirty_tracker(&self, memory: &GuestMemory) -> Result<Box<dyn DirtyTracker>, GuestError> {
-        let _ = memory;
-        Err(GuestError::new(format!(
-            "dirty pages of a KVM guest cannot be tracked by {}",
-            self.tracker.name()
-        )))
+        let made: std::io::Result<Box<dyn DirtyTracker>> = match (self.tracker, &self.rings) {
+            (TrackerKind::Log, _) => {
+                KvmLogTracker::new(&self.vm, memory.layout()).map(|made| Box::new(made) as _)
+            }
+            (TrackerKind::Ring, Some(rings)) => Ok(Box::new(KvmRingTracker::new(rings.clone()))),
+            (TrackerKind::Pagemap, _) => PagemapTracker::new(memory).map(|made| Box::new(made) as _),
+            (TrackerKind::Ring | TrackerKind::Synthetic, _) => {
+                return Err(GuestError::new(format!(
+                    "dirty pages of a KVM guest cannot be tracked by {}; use log, ring or pagemap",
+                    self.tracker.name()
+                )));
+            }
+        };
+        made.map_err(|error| {
+            let what = format!("making the dirty tracker {:?} for a KVM guest", self.tracker.name());
+            GuestError::caused(what, error)
+        })
     }
 
     /// Returns when every vCPU is out of the guest.
@@ -159,11 +199,11 @@ impl Machine {
         &self,
         bytes: &[u8],
         devices: &mut Devices,
+        tsc_khz: u32,
         stopped_for: Duration,
     ) -> Result<(), GuestError> {
         let state = state::decode(bytes, self.vcpus.len())?;
         let vcpus: Vec<_> = self.vcpus.iter().map(VcpuThread::vcpu).collect();
-        let tsc_khz = self.tsc_khz;
         state::load(&state, &self.vm, vcpus.iter().map(|vcpu| &**vcpu), devices, tsc_khz, stopped_for)
     }
 }

@@ -1,9 +1,10 @@
 //! The reference guest: a small microVM on KVM that runs a program which checks its own memory.
 //!
 //! It has RAM in memfds, 1 to 4 vCPUs, the in-kernel interrupt controllers and timer, and a serial port. The program is
-//! described in `sys/kvm/program.rs`; [`boot`] puts it into memory, [`vcpu`] runs it, [`config`] and [`state`] are what
-//! moves beside the pages.
+//! described in [`crate::sys::kvm::program`]. The vCPUs' threads are interrupted by the signal `SIGRTMIN`, which gets a
+//! handler that does nothing: a process that has a guest of this kind leaves that signal to it.
 
+// `boot` puts the program into memory, `machine` and `vcpu` run it, `config` and `state` are what moves beside the pages.
 mod boot;
 mod config;
 mod cpuid;
@@ -121,10 +122,15 @@ impl KvmGuest {
     ) -> Result<Self, GuestError> {
         let memory = GuestMemory::allocate(config.layout.clone(), Backing::Memfd, huge).map_err(|error| {
             let size = crate::units::Bytes(config.layout.total_bytes());
-            GuestError::caused(format!("allocating {size} of guest memory"), error)
+            let hint = if huge == HugePages::Hugetlb {
+                "; vm.nr_hugepages says how many 2 MiB pages there are"
+            } else {
+                ""
+            };
+            GuestError::caused(format!("allocating {size} of guest memory{hint}"), error)
         })?;
         let devices = Arc::new(Mutex::new(Devices::default()));
-        let machine = Machine::make(kvm, &config, &memory, Arc::clone(&devices), tracker)?;
+        let machine = Machine::make(kvm, &config, &memory, &devices, tracker)?;
         Ok(Self { config, memory, machine, devices, running: false, paused_at: Instant::now() })
     }
 
@@ -220,7 +226,7 @@ impl Guest for KvmGuest {
 
     fn load_state(&mut self, state: &[u8], stopped_for: Duration) -> Result<(), GuestError> {
         self.require_paused("load a state")?;
-        self.machine.load(state, &mut self.devices(), stopped_for)
+        self.machine.load(state, &mut self.devices(), self.config.tsc_khz, stopped_for)
     }
 
     fn throttle(&mut self, percent: u8) -> Result<(), GuestError> {

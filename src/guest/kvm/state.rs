@@ -22,7 +22,7 @@ const MOST_BYTES_PER_VCPU: usize = 64 << 10;
 /// More than the kernel has in its list (some 200).
 const MOST_MSRS: usize = 1024;
 /// `IA32_TIME_STAMP_COUNTER` (Intel SDM volume 4).
-const MSR_TSC: u32 = 0x10;
+pub(super) const MSR_TSC: u32 = 0x10;
 
 #[derive(Clone, PartialEq, Eq, Message)]
 pub(super) struct MachineState {
@@ -251,9 +251,28 @@ fn load_vcpu(vcpu: &Vcpu, saved: &VcpuState, ticks: u64) -> Result<(), GuestErro
         .map_err(|error| writing("debug registers")(error.into()))?;
     kvm.set_lapic(&part("LAPIC", &saved.lapic)?).map_err(|error| writing("LAPIC")(error.into()))?;
     write_msrs(vcpu, &saved.msrs, ticks)?;
+    warn_of_foreign_tsc(vcpu, &saved.msrs, ticks)?;
     kvm.set_vcpu_events(&part("events", &saved.events)?).map_err(|error| writing("events")(error.into()))?;
     // So that a watchdog in the guest forgives the time; EINVAL when the guest does not use the clock.
     let _ = kvm.kvmclock_ctrl();
+    Ok(())
+}
+
+/// KVM without hardware support for an offset gives the guest the host's own counter, whatever is written to it.
+fn warn_of_foreign_tsc(vcpu: &Vcpu, saved: &[Msr], ticks: u64) -> Result<(), GuestError> {
+    /// More than passes between write and read, less than two hosts' counters usually differ by.
+    const JUMP: u64 = 1 << 32;
+    let wanted = saved.iter().find(|msr| msr.index == MSR_TSC).map(|msr| msr.value.wrapping_add(ticks));
+    let here = read_msrs(vcpu, &[MSR_TSC])?.first().map(|msr| msr.value);
+    if let (Some(wanted), Some(here)) = (wanted, here)
+        && here.abs_diff(wanted) > JUMP
+    {
+        tracing::warn!(
+            wanted,
+            here,
+            "this host's KVM does not keep the guest's time stamp counter; it jumps"
+        );
+    }
     Ok(())
 }
 

@@ -9,6 +9,7 @@ use kvm_ioctls::VcpuExit;
 use vmm_sys_util::signal::{Killable, SIGRTMIN, register_signal_handler, unblock_signal};
 
 use super::devices::Devices;
+use crate::dirty::kvm_ring::RingHarvester;
 use crate::guest::GuestError;
 use crate::sys::kvm::{Kicker, Vcpu};
 
@@ -18,9 +19,6 @@ const DIRTY_RING_FULL: u32 = kvm_bindings::KVM_EXIT_DIRTY_RING_FULL;
 const PAUSE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a throttled vCPU runs between two sleeps, as QEMU's cpu-throttle.
 const THROTTLE_SLICE: Duration = Duration::from_millis(10);
-
-/// Empties the dirty rings when one of them is full; called on a vCPU's thread.
-pub(super) type OnRingFull = Arc<dyn Fn() -> io::Result<()> + Send + Sync>;
 
 /// What a vCPU's thread is to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,22 +69,21 @@ pub(super) struct VcpuThread {
 }
 
 impl VcpuThread {
-    /// Starts the thread of vCPU `number`.
+    /// Starts the thread of vCPU `number`. `rings` empties its dirty ring when it is full.
     pub(super) fn spawn(
         number: usize,
         vcpu: Vcpu,
         devices: Arc<Mutex<Devices>>,
-        on_ring_full: Option<OnRingFull>,
+        rings: Option<RingHarvester>,
     ) -> io::Result<Self> {
         handle_kicks();
         let state = State { order: Order::Pause, parked: false, throttle: 0, fault: None };
         let shared =
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), kicker: vcpu.kicker()? });
         let vcpu = Arc::new(Mutex::new(vcpu));
-        let runner = Runner { shared: Arc::clone(&shared), vcpu: Arc::clone(&vcpu), devices, on_ring_full };
+        let runner = Runner { number, shared: Arc::clone(&shared), vcpu: Arc::clone(&vcpu), devices, rings };
         let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || runner.run())?;
         let this = Self { shared, vcpu, thread: Some(thread) };
-        // The thread is parked from its first moment on, so that this cannot fail for a reason that is the caller's.
         this.wait_parked().map_err(io::Error::other)?;
         Ok(this)
     }
@@ -171,10 +168,11 @@ fn handle_kicks() {
 
 /// What the thread owns.
 struct Runner {
+    number: usize,
     shared: Arc<Shared>,
     vcpu: Arc<Mutex<Vcpu>>,
     devices: Arc<Mutex<Devices>>,
-    on_ring_full: Option<OnRingFull>,
+    rings: Option<RingHarvester>,
 }
 
 impl Runner {
@@ -252,8 +250,10 @@ impl Runner {
     }
 
     fn empty_ring(&self) -> Result<(), String> {
-        let empty = self.on_ring_full.as_ref().ok_or("a dirty ring is full, and nobody empties it")?;
-        empty().map_err(|error| format!("a full dirty ring could not be emptied: {error}"))
+        let rings = self.rings.as_ref().ok_or("a dirty ring is full, and nobody empties it")?;
+        rings
+            .ring_full(self.number)
+            .map_err(|error| format!("a full dirty ring could not be emptied: {error}"))
     }
 
     /// After each slice of running, sleeps as long as the throttle wants. Built on exits, which the program makes at

@@ -9,7 +9,6 @@ mod ring;
 mod vcpu;
 
 use std::io;
-use std::os::fd::AsRawFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kvm_bindings::{
@@ -380,13 +379,6 @@ fn enable(fd: &VmFd, capability: u32, argument: u64) -> io::Result<()> {
     let mut request = kvm_enable_cap { cap: capability, ..Default::default() };
     request.args[0] = argument;
     Ok(fd.enable_cap(&request)?)
-}
-
-/// The descriptor, for `Debug` and for tests that look at `/proc`; it is not to be closed.
-impl AsRawFd for VirtualMachine {
-    fn as_raw_fd(&self) -> i32 {
-        self.fd.as_raw_fd()
-    }
 }
 
 #[cfg(test)]

@@ -8,12 +8,16 @@
 //! What it does, on every vCPU: look at the clock and at the commands of the VMM; write as many pages as this tick allows,
 //! checking the stamp of each before; halt until the next tick. A tick is an interrupt of the PIT, which the IOAPIC sends
 //! to every vCPU. Where the kernel emulates guest code (2 us per instruction) the length of the inner loops is all
-//! that counts: 12 instructions a page.
+//! that counts: 12 instructions a page, 8 in the first pass.
 //!
 //! A page's stamp is its sequence number in the last word and a checksum over sequence number and page address in the
 //! first one: `sequence * K1 + address * K2`, modulo 2^64. It walks without a multiplication, and both ends of a page
 //! being right means that the page was not torn in between. Which sequence number is due follows from the order
 //! of the writes: each cycle visits its pages once a pass, so a page has the number of the last pass that reached it.
+
+mod offsets;
+
+pub use offsets::{cycle, status};
 
 /// What a sequence number is multiplied by in a checksum.
 pub const K1: u64 = 0x9e37_79b9_7f4a_7c15;
@@ -45,92 +49,6 @@ pub const STATUS_BASE: u64 = 0x8000;
 
 /// Pages that a vCPU writes or verifies at most between two looks at the clock: about 2 ms where code is emulated.
 pub const CHUNK: u64 = 64;
-
-/// The status page of a vCPU: what the guest keeps, and what the VMM reads. Offsets in bytes; 64 bits each.
-pub mod status {
-    /// How often the program was started: 1, or else it is corrupt.
-    pub const STARTS: u64 = 0x00;
-    /// Ticks taken.
-    pub const HEARTBEATS: u64 = 0x08;
-    /// Pages written.
-    pub const WRITES: u64 = 0x10;
-    /// Stamps found right.
-    pub const VERIFIED: u64 = 0x18;
-    /// Stamps found wrong.
-    pub const CORRUPT: u64 = 0x20;
-    /// The address (in the window) of the first wrong stamp.
-    pub const FIRST_CORRUPT: u64 = 0x28;
-    /// The longest time between two looks at the clock, in microseconds.
-    pub const GAP: u64 = 0x30;
-    /// The clock at the last look, 32 bits.
-    pub const LAST: u64 = 0x38;
-    /// The newest request to forget the gap that was met, 16 bits.
-    pub const RESET_SEEN: u64 = 0x40;
-    /// The newest request to verify that was begun, 16 bits.
-    pub const VERIFY_SEEN: u64 = 0x48;
-    /// The newest request to verify that was met.
-    pub const VERIFY_DONE: u64 = 0x50;
-    /// The heartbeats that the writes were paced by so far.
-    pub const PACED: u64 = 0x58;
-    /// Cycles that have not written each of their pages once.
-    pub const WARMING: u64 = 0x60;
-    /// The vCPU's number.
-    pub const CPU: u64 = 0x68;
-    /// The number of vCPUs.
-    pub const VCPUS: u64 = 0x70;
-    /// The heartbeat to print at next.
-    pub const PRINT_AT: u64 = 0x78;
-    /// The cycle that is being verified, or 0.
-    pub const WALK: u64 = 0x80;
-    /// 0 in its pages of the present pass, 1 in those of the one before.
-    pub const WALK_PHASE: u64 = 0x88;
-    /// The next page of the walk.
-    pub const WALK_POSITION: u64 = 0x90;
-    /// That page's checksum.
-    pub const WALK_CHECKSUM: u64 = 0x98;
-    /// That page's sequence number.
-    pub const WALK_SEQUENCE: u64 = 0xa0;
-    /// Pages left in this phase of the walk.
-    pub const WALK_LEFT: u64 = 0xa8;
-    /// The first cycle.
-    pub const CYCLE_0: u64 = 0x100;
-    /// The second cycle; it has 0 pages when the program has one.
-    pub const CYCLE_1: u64 = 0x180;
-}
-
-/// A cycle: pages of the window that are visited in a fixed order, each once a pass. Offsets from the cycle's start.
-pub mod cycle {
-    /// The address of its first page.
-    pub const BASE: u64 = 0x00;
-    /// The first address after its last page.
-    pub const END: u64 = 0x08;
-    /// Its length in bytes.
-    pub const SPAN: u64 = 0x10;
-    /// `SPAN * K2`.
-    pub const SPAN_CHECKSUM: u64 = 0x18;
-    /// How far a page is from the one before it in the order, in bytes; has no factor in common with the pages.
-    pub const STEP: u64 = 0x20;
-    /// `STEP * K2`.
-    pub const STEP_CHECKSUM: u64 = 0x28;
-    /// The next page.
-    pub const POSITION: u64 = 0x30;
-    /// The checksum that it has to have (in the first pass: that it will have).
-    pub const CHECKSUM: u64 = 0x38;
-    /// The number of this pass, which the pages get; the first is 1 and finds pages of zeros.
-    pub const SEQUENCE: u64 = 0x40;
-    /// `BASE * K2`.
-    pub const BASE_CHECKSUM: u64 = 0x48;
-    /// Pages left in this pass.
-    pub const LEFT: u64 = 0x50;
-    /// Its pages.
-    pub const PAGES: u64 = 0x58;
-    /// What it may write per tick, in 1/65536 of a page.
-    pub const QUOTA: u64 = 0x60;
-    /// What is left of it, in the same unit.
-    pub const BUDGET: u64 = 0x68;
-    /// Pages to write at most at a time.
-    pub const CHUNK: u64 = 0x70;
-}
 
 /// The program's bytes, and where in them the vCPUs and the interrupts enter.
 #[derive(Clone, Copy, Debug)]
@@ -217,10 +135,10 @@ std::arch::global_asm!(
     "    mov dword ptr [rbx + 0x10], {TICK_VECTOR}",
     "    lea rsi, [rip + 90f]",
     "    call 80f",
-    // The main loop. Interrupts come only here, so a tick that falls into work is taken at its end, not lost.
+    // The main loop. Interrupts are on only while it halts and looks at the clock, so a tick that falls into work is
+    // taken at its end, not lost. A look leaves the guest: where the kernel emulates guest code, a pending interrupt is
+    // not seen before that.
     "20: sti",
-    "    nop",
-    "    cli",
     "21: call 30f",
     "    mov rax, [r15 + {HEARTBEATS}]",
     "    cmp rax, [r15 + {PACED}]",
@@ -250,10 +168,18 @@ std::arch::global_asm!(
     "    jnz 20b",
     "    sti",
     "    hlt",
-    "    cli",
     "    jmp 21b",
-    // Look at the commands, then at the clock: a gap that is to be forgotten must not hide the one that ends just now.
-    "30: mov edx, {COMMAND_PORT}",
+    // Look at the clock, then at the commands: a request to forget the longest gap must not hide the gap that ends just
+    // now, and a VMM that makes it in a pause must find that pause, wherever between the two the guest was stopped.
+    "30: mov edx, {CLOCK_PORT}",
+    "    in eax, dx",
+    "    cli",
+    "    mov edi, eax",
+    "    sub edi, [r15 + {LAST}]",
+    "    mov [r15 + {LAST}], eax",
+    "    jns 2f",
+    "    xor edi, edi", // a clock that was set back
+    "2:  mov edx, {COMMAND_PORT}",
     "    in eax, dx",
     "    mov ecx, eax",
     "    shr ecx, 16",
@@ -266,15 +192,9 @@ std::arch::global_asm!(
     "    mov word ptr [r15 + {VERIFY_SEEN}], ax",
     "    lea rbp, [r15 + {CYCLE_0}]",
     "    call 65f",
-    "2:  mov edx, {CLOCK_PORT}",
-    "    in eax, dx",
-    "    mov ecx, eax",
-    "    sub ecx, [r15 + {LAST}]",
-    "    mov [r15 + {LAST}], eax",
-    "    js 2f", // a clock that was set back
-    "    cmp rcx, [r15 + {GAP}]",
+    "2:  cmp rdi, [r15 + {GAP}]",
     "    jbe 2f",
-    "    mov [r15 + {GAP}], rcx",
+    "    mov [r15 + {GAP}], rdi",
     "2:  ret",
     // Write pages of the cycle rbp; ebx becomes 1 when there were any to write.
     "40: cmp qword ptr [r15 + {WALK}], 0", // the walk wants the pages to stand still
@@ -335,32 +255,37 @@ std::arch::global_asm!(
     "    mov r10, [rbp + {STEP_CHECKSUM}]",
     "    mov r11, [rbp + {END}]",
     "    ret",
-    // The first pass: as fast as it goes, over pages that must be fresh.
+    // The first pass: as fast as it goes, page after page, over pages that must be fresh.
     "50: mov ecx, {CHUNK}",
     "    cmp rcx, [rbp + {LEFT}]",
     "    cmova rcx, [rbp + {LEFT}]",
     "    call 45b",
+    "    call 58f",
     "51: cmp qword ptr [rdi], 0",
     "    jne 54f",
     "52: mov [rdi], rax",
     "    mov [rdi + {SEQUENCE_OFFSET}], r12",
     "    add rdi, r9",
     "    add rax, r10",
-    "    cmp rdi, r11",
-    "    jae 56f",
-    "53: dec ecx",
+    "    dec ecx",
     "    jnz 51b",
-    "    mov [rbp + {POSITION}], rdi",
-    "    mov [rbp + {CHECKSUM}], rax", // at the end of the pass: what the first page of the next has
     "    cmp qword ptr [rbp + {LEFT}], 0",
-    "    jne 49b",
+    "    je 53f",
+    "    mov [rbp + {POSITION}], rdi",
+    "    mov [rbp + {CHECKSUM}], rax",
+    "    ret",
+    "53: mov rdi, [rbp + {BASE}]", // the second pass: from the first page on, which has the checksum of this one
+    "    mov [rbp + {POSITION}], rdi",
+    "    sub rax, [rbp + {SPAN_CHECKSUM}]",
+    "    mov [rbp + {CHECKSUM}], rax",
     "    dec qword ptr [r15 + {WARMING}]",
     "    jmp 47b",
     "54: call 55f",
     "    jmp 52b",
-    "56: sub rdi, [rbp + {SPAN}]",
-    "    sub rax, [rbp + {SPAN_CHECKSUM}]",
-    "    jmp 53b",
+    // The steps of the first pass.
+    "58: mov r9d, 4096",
+    "    movabs r10, {PAGE_CHECKSUM}",
+    "    ret",
     // Note the wrong page rdi.
     "55: inc qword ptr [r15 + {CORRUPT}]",
     "    cmp qword ptr [r15 + {FIRST_CORRUPT}], 0",
@@ -384,6 +309,9 @@ std::arch::global_asm!(
     "    mov rax, [r15 + {WALK_CHECKSUM}]",
     "    mov r13, [r15 + {WALK_SEQUENCE}]",
     "    call 48b",
+    "    cmp qword ptr [rbp + {SEQUENCE}], 1",
+    "    jne 61f",
+    "    call 58b",
     "61: cmp [rdi], rax",
     "    jne 63f",
     "    cmp [rdi + {SEQUENCE_OFFSET}], r13",
@@ -500,6 +428,7 @@ std::arch::global_asm!(
     "PAGEFERRY_GUEST_END:",
     ".popsection",
     K1 = const K1,
+    PAGE_CHECKSUM = const K2.wrapping_mul(4096),
     SEQUENCE_OFFSET = const SEQUENCE_OFFSET,
     TICKS_PER_SECOND = const TICKS_PER_SECOND,
     PIT_LOW = const PIT_DIVISOR & 0xff,

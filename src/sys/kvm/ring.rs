@@ -42,14 +42,14 @@ impl DirtyRing {
     /// from the slot's start. Answers how many. The kernel reuses them, and tells those pages again, only after
     /// [`super::VirtualMachine::reset_dirty_rings`].
     ///
-    /// One call takes at most one round of the ring, so it ends even while the guest runs.
+    /// One call takes at most one round of the ring, so it ends even while the guest runs. A whole round
+    /// ([`DirtyRing::entries`]) is more than the kernel fills before it stops the vCPU: the ring has overrun.
     pub fn harvest(&mut self, mut found: impl FnMut(u32, u64)) -> u32 {
         for taken in 0..self.count {
             let at = (self.next % self.count) as usize;
             // SAFETY: `at` is below the number of entries mapped.
             let entry = unsafe { self.entries.add(at) }.as_ptr();
-            // SAFETY: `flags` lies in the mapping, is aligned, and both sides access it atomically.
-            let flags = unsafe { AtomicU32::from_ptr(&raw mut (*entry).flags) };
+            let flags = self.flags(0);
             if flags.load(Ordering::Acquire) != DIRTY {
                 return taken;
             }
@@ -60,6 +60,42 @@ impl DirtyRing {
             self.next = self.next.wrapping_add(1);
         }
         self.count
+    }
+
+    /// How many entries the ring has.
+    #[must_use]
+    pub fn entries(&self) -> u32 {
+        self.count
+    }
+
+    /// Whether at least half of the ring waits to be harvested. Costs one load.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.flags(self.count / 2).load(Ordering::Acquire) == DIRTY
+    }
+
+    /// Steps over entries that an overrun has left for used although nobody will fill them: up to the next one that is
+    /// filled, or a single one when none is. Call it only while the ring's vCPU is out of the guest because of a full ring
+    /// and [`DirtyRing::harvest`] finds nothing; then [`super::VirtualMachine::reset_dirty_rings`].
+    ///
+    /// An overrun counts entries twice: the kernel's place in the ring is a lap ahead of what it wrote, so it waits for
+    /// entries to be given back that were given back already.
+    pub fn skip(&mut self) {
+        let gap =
+            (1..self.count).find(|ahead| self.flags(*ahead).load(Ordering::Acquire) == DIRTY).unwrap_or(1);
+        for _ in 0..gap {
+            self.flags(0).store(RESET, Ordering::Release);
+            self.next = self.next.wrapping_add(1);
+        }
+    }
+
+    /// The flags of the entry that is `ahead` of our place.
+    fn flags(&self, ahead: u32) -> &AtomicU32 {
+        let at = (self.next.wrapping_add(ahead) % self.count) as usize;
+        // SAFETY: `at` is below the number of entries mapped.
+        let entry = unsafe { self.entries.add(at) }.as_ptr();
+        // SAFETY: `flags` lies in the mapping, is aligned, and both sides access it atomically.
+        unsafe { AtomicU32::from_ptr(&raw mut (*entry).flags) }
     }
 }
 

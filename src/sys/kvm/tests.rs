@@ -1,17 +1,10 @@
 use super::*;
 use crate::sys::mapping::HugePages;
+use crate::testing::{Need, require};
 use kvm_ioctls::VcpuExit;
 
 fn kvm() -> Option<Kvm> {
-    let kvm = Kvm::new().ok();
-    if kvm.is_none() {
-        assert!(
-            !std::env::var("PAGEFERRY_REQUIRE").unwrap_or_default().contains("kvm"),
-            "/dev/kvm is required"
-        );
-        eprintln!("SKIP: /dev/kvm does not open");
-    }
-    kvm
+    require(&[Need::Kvm]).then(|| Kvm::new().unwrap())
 }
 
 const PAGES: u64 = 200;

@@ -7,7 +7,7 @@ use crate::guest::{Guest, GuestError};
 /// What a built-in guest does with its memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Program {
-    /// Writes nothing but its heartbeat.
+    /// Writes nothing but its heartbeat, once each page has been written.
     Idle,
     /// Writes pages all over its RAM, in a scattered order that reaches every page.
     Uniform,

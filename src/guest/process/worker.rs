@@ -12,7 +12,7 @@ use crate::guest::process::pattern::Pattern;
 use crate::guest::process::plan::Plan;
 use crate::guest::process::shared::Shared;
 use crate::guest::process::stamp::{Damage, PageBytes, Stamper, mix};
-use crate::guest::program::{Program, SelfReport};
+use crate::guest::program::SelfReport;
 use crate::memory::{GuestMemory, Mapping};
 use crate::units::PAGE_SIZE;
 
@@ -38,7 +38,6 @@ pub(super) struct Worker {
     shared: Arc<Shared>,
     plan: Plan,
     share: Range<u64>,
-    program: Program,
     stamper: Stamper,
     pattern: Pattern,
     pace: Pace,
@@ -70,7 +69,6 @@ impl Worker {
             shared,
             plan,
             share,
-            program: program.program,
             stamper: Stamper::new(program.seed, config.fill),
             pattern,
             pace: Pace::new(program.bytes_per_second, thread, config.threads),
@@ -179,9 +177,6 @@ impl Worker {
     /// Writes up to `pages`, or as many as it can as long as there are pages that it never wrote. Answers whether there
     /// is more to write at once.
     fn write_some(&mut self, pages: u64) -> bool {
-        if self.program == Program::Idle {
-            return false;
-        }
         let fresh = self.pages().saturating_sub(self.state.writes);
         if fresh > 0 {
             for _ in 0..fresh.min(BATCH_PAGES) {
@@ -192,9 +187,8 @@ impl Worker {
         }
         let now = pages.min(BATCH_PAGES);
         for _ in 0..now {
-            if let Some(page) = self.pattern.page(self.state.writes - self.pages()) {
-                self.write(self.share.start + page);
-            }
+            let Some(page) = self.pattern.page(self.state.writes - self.pages()) else { return false };
+            self.write(self.share.start + page);
         }
         self.pace.spend(now);
         pages > now

@@ -1,5 +1,6 @@
 //! pageferry moves the memory of a running virtual machine to another host.
 
+pub mod channel;
 pub mod codec;
 pub mod dirty;
 pub mod guest;
@@ -9,6 +10,7 @@ pub mod layout;
 pub mod memory;
 pub mod migration;
 pub mod pageset;
+pub mod session;
 pub mod sys;
 #[doc(hidden)]
 pub mod testing;

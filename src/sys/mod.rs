@@ -10,4 +10,5 @@ pub mod mapping;
 pub mod pagemap;
 pub mod probe;
 pub mod scatter;
+pub mod socket;
 pub mod userfaultfd;

@@ -1,0 +1,184 @@
+//! The TCP channel: what both of its ends share.
+//!
+//! The source sends guest RAM without copying it (`tcp_source`), the destination receives straight into guest RAM
+//! (`tcp_destination`).
+
+use std::io::{self, Read};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
+
+use super::tcp_destination::TcpReceiver;
+use super::tcp_source::{TcpReceipts, TcpSource};
+use super::{ChannelError, ChannelLink, ChannelReceiver, OpenChannel};
+use crate::memory::GuestMemory;
+
+/// How a TCP channel behaves.
+#[derive(Clone, Copy, Debug)]
+pub struct TcpOptions {
+    /// How long the peer may be silent when it owes something before the link counts as lost.
+    pub link_timeout: Duration,
+    /// Whether guest RAM is sent without copying it. Turned off where the kernel refuses.
+    pub zero_copy: bool,
+}
+
+impl Default for TcpOptions {
+    fn default() -> Self {
+        Self { link_timeout: Duration::from_secs(10), zero_copy: true }
+    }
+}
+
+/// Connects, from an address of this host if one is given, within `timeout`. The socket blocks afterwards.
+///
+/// # Errors
+/// What the kernel answers; `TimedOut` when the peer does not answer in time.
+pub fn connect(source: Option<IpAddr>, destination: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    if let Some(source) = source {
+        rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
+    }
+    match rustix::net::connect(&socket, &destination) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::INPROGRESS) => finish_connect(&socket, timeout)?,
+        Err(errno) => return Err(errno.into()),
+    }
+    let stream = TcpStream::from(socket);
+    stream.set_nonblocking(false)?;
+    Ok(stream)
+}
+
+fn finish_connect(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
+        let mut ready = [PollFd::new(socket, PollFlags::OUT)];
+        match poll(&mut ready, Some(&left)) {
+            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
+            Ok(_) => return Ok(sockopt::socket_error(socket)??),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// Makes a socket notice a peer that has vanished, and send what it is given at once.
+///
+/// While data is under way `TCP_USER_TIMEOUT` notices, else keepalive probes do: see `tcp(7)`.
+///
+/// # Errors
+/// What `setsockopt(2)` answers.
+pub fn tune(stream: &TcpStream, link_timeout: Duration) -> io::Result<()> {
+    const PROBES: u32 = 3;
+    let probe_every = (link_timeout / (PROBES + 1)).max(Duration::from_secs(1));
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(link_timeout))?;
+    stream.set_write_timeout(Some(link_timeout))?;
+    sockopt::set_tcp_user_timeout(stream, u32::try_from(link_timeout.as_millis()).unwrap_or(u32::MAX))?;
+    sockopt::set_tcp_keepidle(stream, probe_every)?;
+    sockopt::set_tcp_keepintvl(stream, probe_every)?;
+    sockopt::set_tcp_keepcnt(stream, PROBES)?;
+    Ok(sockopt::set_socket_keepalive(stream, true)?)
+}
+
+/// Makes a connection that the destination has accepted into a channel.
+///
+/// # Errors
+/// [`ChannelError::SetUp`].
+pub fn open(
+    stream: TcpStream,
+    memory: GuestMemory,
+    options: TcpOptions,
+) -> Result<OpenChannel, ChannelError> {
+    let link = Arc::new(TcpLink::new(stream, options.link_timeout)?);
+    let sent = Arc::new(AtomicU64::new(0));
+    let source = TcpSource::new(link.clone(), memory, sent.clone(), options.zero_copy);
+    let receipts = TcpReceipts::new(link.clone(), sent);
+    Ok(OpenChannel { source: Box::new(source), receipts: Box::new(receipts), link })
+}
+
+/// Makes a connection that was accepted at the destination into the receiving end of a channel.
+///
+/// # Errors
+/// [`ChannelError::SetUp`].
+pub fn receive(
+    stream: TcpStream,
+    memory: GuestMemory,
+    options: TcpOptions,
+) -> Result<(Box<dyn ChannelReceiver>, Arc<dyn ChannelLink>), ChannelError> {
+    let link = Arc::new(TcpLink::new(stream, options.link_timeout)?);
+    Ok((Box::new(TcpReceiver::new(link.clone(), memory)), link))
+}
+
+/// A connection, shared by everyone who has to do with the channel.
+#[derive(Debug)]
+pub(super) struct TcpLink {
+    pub(super) stream: TcpStream,
+    local: SocketAddr,
+    remote: SocketAddr,
+    timeout: Duration,
+}
+
+impl TcpLink {
+    fn new(stream: TcpStream, timeout: Duration) -> Result<Self, ChannelError> {
+        tune(&stream, timeout).map_err(ChannelError::SetUp)?;
+        let local = stream.local_addr().map_err(ChannelError::SetUp)?;
+        let remote = stream.peer_addr().map_err(ChannelError::SetUp)?;
+        Ok(Self { stream, local, remote, timeout })
+    }
+
+    /// Fills `into`. Where a frame may begin (`between_frames`) the peer may be silent for as long as its machine lives, and
+    /// may close.
+    pub(super) fn read(&self, into: &mut [u8], between_frames: bool) -> Result<(), ChannelError> {
+        let expected = into.len() as u64;
+        let mut got = 0;
+        while got < into.len() {
+            match (&self.stream).read(&mut into[got..]) {
+                Ok(0) if got == 0 && between_frames => return Err(ChannelError::Closed),
+                Ok(0) => return Err(ChannelError::CutShort { got: got as u64, expected }),
+                Ok(bytes) => got += bytes,
+                Err(error) if got == 0 && between_frames && is_timeout(&error) => {}
+                Err(error) => self.judge(error, got as u64, expected)?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether to try again after an error within a frame.
+    pub(super) fn judge(&self, error: io::Error, got: u64, expected: u64) -> Result<(), ChannelError> {
+        if error.kind() == io::ErrorKind::Interrupted {
+            return Ok(());
+        }
+        if is_timeout(&error) {
+            return Err(ChannelError::Stalled { got, expected, seconds: self.timeout.as_secs() });
+        }
+        Err(ChannelError::Receive(error))
+    }
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    // What SO_RCVTIMEO gives, see socket(7).
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
+impl ChannelLink for TcpLink {
+    fn local(&self) -> SocketAddr {
+        self.local
+    }
+
+    fn remote(&self) -> SocketAddr {
+        self.remote
+    }
+
+    fn shut(&self) {
+        // Fails only when it is shut already.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}

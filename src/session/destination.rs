@@ -1,0 +1,518 @@
+//! The destination's end of a session: channels that write into a guest's memory, and barriers between them.
+//!
+//! One thread per channel. The listener attaches channels as they come in; the source gives them their numbers. A number
+//! that was given up (fenced) never attaches again.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender;
+
+use super::error::SessionError;
+use super::handshake::write_reply;
+use super::mode::TransferMode;
+use super::path::interface_of;
+use super::source::ChannelStats;
+use super::{lock, spawn};
+use crate::channel::tcp::{self, TcpOptions};
+use crate::channel::{Arrival, ChannelError, ChannelLink, ChannelReceiver};
+use crate::codec::Decompressor;
+use crate::memory::GuestMemory;
+use crate::units::{PAGE_SIZE, Run};
+use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
+use crate::wire::preamble::{MigrationId, RefusalCode, Reply};
+
+/// A confirmation is sent after this many frames, or
+const CONFIRM_FRAMES: u64 = 8;
+/// after this many bytes of pages: 1/16 of what a source has unconfirmed at most.
+const CONFIRM_BYTES: u64 = 4 << 20;
+
+/// What happens in a destination session.
+#[derive(Debug)]
+pub enum DestinationEvent {
+    /// A channel came in.
+    ChannelAttached {
+        /// Its number.
+        channel: ChannelId,
+        /// Its statistics, with the addresses and the interface.
+        stats: ChannelStats,
+    },
+    /// A channel is gone. Its unconfirmed pages come again over another.
+    ChannelLost {
+        /// Its number.
+        channel: ChannelId,
+        /// Why; [`ChannelError::Closed`] below it is the orderly end.
+        cause: SessionError,
+    },
+    /// The source broke the protocol; the migration must end.
+    Violation {
+        /// The channel on which it did.
+        channel: ChannelId,
+        /// How.
+        cause: SessionError,
+    },
+}
+
+/// What a destination session has received so far.
+#[derive(Clone, Debug, Default)]
+pub struct DestinationStats {
+    /// Each channel that ever was.
+    pub channels: Vec<ChannelStats>,
+    /// Pages written, those that came again counted again.
+    pub placed_pages: u64,
+    /// Pages that came as zero.
+    pub zero_pages: u64,
+    /// Bytes that came over all channels, headers included.
+    pub wire_bytes: u64,
+}
+
+/// Takes the pages of one migration. Dropping it ends it, as [`DestinationSession::close`] does.
+#[derive(Debug)]
+pub struct DestinationSession {
+    shared: Arc<DestinationShared>,
+}
+
+/// The part of a session that its threads and the listener share.
+#[derive(Debug)]
+pub(super) struct DestinationShared {
+    memory: GuestMemory,
+    migration: MigrationId,
+    options: TcpOptions,
+    events: Sender<DestinationEvent>,
+    /// Pages that something other than zero was, or may have been, written to.
+    written: WrittenPages,
+    state: Mutex<State>,
+    /// A channel finished, or is waiting at a barrier.
+    quiet: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    channels: BTreeMap<ChannelId, Attached>,
+    fenced: BTreeSet<ChannelId>,
+    ended: bool,
+    threads: Vec<JoinHandle<()>>,
+    placed_pages: u64,
+    zero_pages: u64,
+    wire_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Attached {
+    link: Arc<dyn ChannelLink>,
+    interface: Option<String>,
+    bytes: u64,
+    /// It will never touch the memory again.
+    finished: bool,
+    /// It waits at a barrier, and touches no memory unless it is still wanted afterwards.
+    parked: bool,
+}
+
+impl Attached {
+    fn stats(&self, id: ChannelId) -> ChannelStats {
+        ChannelStats {
+            id,
+            local: self.link.local(),
+            remote: self.link.remote(),
+            interface: self.interface.clone(),
+            bytes: self.bytes,
+            alive: !self.finished,
+            mode: TransferMode::Tcp,
+        }
+    }
+}
+
+impl DestinationSession {
+    /// A session without channels. The memory is fresh: pages that the source says are zero are left alone unless this
+    /// session wrote to them.
+    #[must_use]
+    pub fn new(memory: GuestMemory, migration: MigrationId, events: Sender<DestinationEvent>) -> Self {
+        Self::with_link_timeout(memory, migration, TcpOptions::default().link_timeout, events)
+    }
+
+    /// As [`DestinationSession::new`], with another time after which a silent channel counts as lost.
+    #[must_use]
+    pub fn with_link_timeout(
+        memory: GuestMemory,
+        migration: MigrationId,
+        link_timeout: Duration,
+        events: Sender<DestinationEvent>,
+    ) -> Self {
+        let shared = DestinationShared {
+            written: WrittenPages::new(memory.layout().total_pages()),
+            memory,
+            migration,
+            options: TcpOptions { link_timeout, ..TcpOptions::default() },
+            events,
+            state: Mutex::default(),
+            quiet: Condvar::new(),
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// What came so far.
+    #[must_use]
+    pub fn stats(&self) -> DestinationStats {
+        let state = self.shared.lock();
+        DestinationStats {
+            channels: state.channels.iter().map(|(id, channel)| channel.stats(*id)).collect(),
+            placed_pages: state.placed_pages,
+            zero_pages: state.zero_pages,
+            wire_bytes: state.wire_bytes,
+        }
+    }
+
+    /// Closes every channel. When it returns nothing of this session touches the memory any more.
+    pub fn close(self) {
+        drop(self);
+    }
+
+    pub(super) fn shared(&self) -> Arc<DestinationShared> {
+        self.shared.clone()
+    }
+}
+
+impl Drop for DestinationSession {
+    fn drop(&mut self) {
+        let threads = {
+            let mut state = self.shared.lock();
+            state.ended = true;
+            for channel in state.channels.values() {
+                channel.link.shut();
+            }
+            self.shared.quiet.notify_all();
+            // A channel that is just being attached has no thread to join yet, but is not finished either.
+            while state.channels.values().any(|channel| !channel.finished) {
+                state = self.shared.quiet.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+            }
+            std::mem::take(&mut state.threads)
+        };
+        for thread in threads {
+            // A thread that panicked touches nothing either.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl DestinationShared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn tell(&self, event: DestinationEvent) {
+        // Nobody listens any more: the session's owner has gone.
+        let _ = self.events.send(event);
+    }
+
+    /// The source opened a channel and has shown the secret: answers it, and receives from now on.
+    pub(super) fn attach(self: &Arc<Self>, stream: TcpStream, id: ChannelId, deadline: Instant) {
+        let answer = stream.try_clone();
+        let refuse = |text: &str| {
+            tracing::warn!(migration = %self.migration, channel = %id, text, "data channel refused");
+            if let Ok(answer) = &answer {
+                let _ = write_reply(answer, &Reply::refused(RefusalCode::NotNow, text), deadline);
+            }
+        };
+        // Under the lock from the check to the registration, so that a fence or the end of the session sees the channel.
+        let mut state = self.lock();
+        if let Some(reason) = state.no_place_for(id) {
+            drop(state);
+            return refuse(reason);
+        }
+        let (receiver, link) = match tcp::receive(stream, self.memory.clone(), self.options) {
+            Ok(opened) => opened,
+            Err(error) => {
+                drop(state);
+                return refuse(&error.to_string());
+            }
+        };
+        let interface = interface_of(link.local().ip()).ok().flatten();
+        let channel = Attached { link: link.clone(), interface, bytes: 0, finished: false, parked: false };
+        let stats = channel.stats(id);
+        state.channels.insert(id, channel);
+        drop(state);
+
+        let accepted = answer.is_ok_and(|answer| write_reply(&answer, &Reply::accepted(0), deadline).is_ok());
+        self.tell(DestinationEvent::ChannelAttached { channel: id, stats });
+        let thread = self.clone();
+        let started = accepted.then(|| spawn(&format!("pf-data-{id}"), move || thread.run(id, receiver)));
+        match started {
+            Some(Ok(handle)) => self.lock().threads.push(handle),
+            Some(Err(cause)) => self.lose(id, cause),
+            None => {
+                let cause = ChannelError::Send(std::io::ErrorKind::BrokenPipe.into());
+                self.lose(id, SessionError::ChannelLost { remote: link.remote(), cause: Arc::new(cause) });
+            }
+        }
+    }
+
+    fn lose(&self, id: ChannelId, cause: SessionError) {
+        self.finish(id);
+        self.tell(DestinationEvent::ChannelLost { channel: id, cause });
+    }
+
+    /// The channel will never touch the memory again.
+    fn finish(&self, id: ChannelId) {
+        if let Some(channel) = self.lock().channels.get_mut(&id) {
+            channel.finished = true;
+            channel.link.shut();
+        }
+        self.quiet.notify_all();
+    }
+
+    /// A channel's thread.
+    fn run(&self, id: ChannelId, receiver: Box<dyn ChannelReceiver>) {
+        let lane = Lane { shared: self, id, receiver, decompressor: None, unconfirmed: (0, 0) };
+        // Finished also when the thread panics: a barrier must not wait for it for ever.
+        let finish = FinishOnDrop { shared: self, id };
+        let mut lane = lane;
+        let (cause, violation) = match lane.receive() {
+            Gone::Channel(cause) => {
+                let text = cause.is_violation().then(|| chain(&cause));
+                let remote = self.lock().channels.get(&id).map(|channel| channel.link.remote());
+                let Some(remote) = remote else { return };
+                (SessionError::ChannelLost { remote, cause: Arc::new(cause) }, text)
+            }
+            Gone::Violation(cause) => {
+                let text = chain(&cause);
+                (cause, Some(text))
+            }
+            Gone::Fenced => (SessionError::Fenced, None),
+        };
+        if let Some(text) = &violation {
+            let _ = lane.receiver.confirm(&Receipt::Error(text.clone()));
+        }
+        drop(lane);
+        drop(finish);
+        if violation.is_some() {
+            self.tell(DestinationEvent::Violation { channel: id, cause });
+        } else {
+            self.tell(DestinationEvent::ChannelLost { channel: id, cause });
+        }
+    }
+
+    /// Closes the channels that the source gave up, and waits until they touch the memory no more. Answers whether the
+    /// channel that asks is itself still wanted.
+    fn fence(&self, own: ChannelId, fenced: &[ChannelId]) -> Result<bool, SessionError> {
+        let mut state = self.lock();
+        state.fenced.extend(fenced);
+        if fenced.contains(&own) {
+            return Err(SessionError::FencesItself { channel: own });
+        }
+        if state.fenced.len() > MAX_CHANNELS {
+            return Err(SessionError::TooManyChannels);
+        }
+        for id in fenced {
+            if let Some(channel) = state.channels.get(id) {
+                channel.link.shut();
+            }
+        }
+        // Two channels that fence each other, which only a lying source makes, must not wait for each other.
+        state.park(own, true);
+        self.quiet.notify_all();
+        while !state.ended && fenced.iter().any(|id| state.is_busy(*id)) {
+            state = self.quiet.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
+        }
+        state.park(own, false);
+        Ok(!state.ended && !state.fenced.contains(&own))
+    }
+
+    /// Overwrites with zeros what was written to before; the rest is zero already.
+    fn zero(&self, runs: &[Run]) {
+        for run in runs {
+            for page in run.start.0..run.end() {
+                if self.written.contains(page) {
+                    self.memory.zero_run(Run::new(page, 1));
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn no_place_for(&self, id: ChannelId) -> Option<&'static str> {
+        if self.ended {
+            return Some("the migration takes no more data channels");
+        }
+        if self.fenced.contains(&id) {
+            return Some("this data channel was given up");
+        }
+        if self.channels.contains_key(&id) {
+            return Some("there was a data channel of this number already");
+        }
+        (self.channels.len() >= MAX_CHANNELS).then_some("the migration has had too many data channels")
+    }
+
+    fn park(&mut self, id: ChannelId, parked: bool) {
+        if let Some(channel) = self.channels.get_mut(&id) {
+            channel.parked = parked;
+        }
+    }
+
+    fn is_busy(&self, id: ChannelId) -> bool {
+        self.channels.get(&id).is_some_and(|channel| !channel.finished && !channel.parked)
+    }
+}
+
+struct FinishOnDrop<'a> {
+    shared: &'a DestinationShared,
+    id: ChannelId,
+}
+
+impl Drop for FinishOnDrop<'_> {
+    fn drop(&mut self) {
+        self.shared.finish(self.id);
+    }
+}
+
+/// Why a channel's thread ends.
+enum Gone {
+    Channel(ChannelError),
+    Violation(SessionError),
+    Fenced,
+}
+
+impl From<ChannelError> for Gone {
+    fn from(cause: ChannelError) -> Self {
+        Self::Channel(cause)
+    }
+}
+
+/// A channel as its thread sees it.
+struct Lane<'a> {
+    shared: &'a DestinationShared,
+    id: ChannelId,
+    receiver: Box<dyn ChannelReceiver>,
+    decompressor: Option<Decompressor>,
+    /// Frames and bytes of pages since the last confirmation.
+    unconfirmed: (u64, u64),
+}
+
+impl Lane<'_> {
+    fn receive(&mut self) -> Gone {
+        loop {
+            if let Err(gone) = self.receive_one() {
+                return gone;
+            }
+        }
+    }
+
+    fn receive_one(&mut self) -> Result<(), Gone> {
+        let shared = self.shared;
+        let mut about_to_place = |runs: &[Run]| shared.written.insert(runs);
+        let arrived = self.receiver.next(&mut about_to_place)?;
+        let (sequence, wire_bytes) = (arrived.sequence, arrived.wire_bytes);
+        let (mut placed, mut zeros, mut barrier) = (0, 0, None);
+        match arrived.what {
+            Arrival::Placed { pages } => placed = pages,
+            Arrival::Packed { runs, pages, packed } => {
+                let memory = &shared.memory;
+                unpack(&mut self.decompressor, memory, runs, pages, packed).map_err(Gone::Violation)?;
+                placed = pages;
+            }
+            Arrival::Zeros { runs, pages } => {
+                shared.zero(runs);
+                zeros = pages;
+            }
+            Arrival::Barrier { barrier: id, fenced } => barrier = Some((id, fenced)),
+        }
+        self.count(placed, zeros, wire_bytes);
+        match barrier {
+            Some((id, fenced)) => self.reach(id, &fenced),
+            None => self.confirm(sequence, placed),
+        }
+    }
+
+    fn count(&self, placed: u64, zeros: u64, wire_bytes: u64) {
+        let mut state = self.shared.lock();
+        state.placed_pages += placed;
+        state.zero_pages += zeros;
+        state.wire_bytes += wire_bytes;
+        if let Some(channel) = state.channels.get_mut(&self.id) {
+            channel.bytes += wire_bytes;
+        }
+    }
+
+    fn confirm(&mut self, sequence: u64, pages: u64) -> Result<(), Gone> {
+        let (frames, bytes) = (self.unconfirmed.0 + 1, self.unconfirmed.1 + pages * PAGE_SIZE);
+        if frames < CONFIRM_FRAMES && bytes < CONFIRM_BYTES {
+            self.unconfirmed = (frames, bytes);
+            return Ok(());
+        }
+        self.unconfirmed = (0, 0);
+        Ok(self.receiver.confirm(&Receipt::Placed(sequence))?)
+    }
+
+    fn reach(&mut self, barrier: BarrierId, fenced: &[ChannelId]) -> Result<(), Gone> {
+        if !self.shared.fence(self.id, fenced).map_err(Gone::Violation)? {
+            return Err(Gone::Fenced);
+        }
+        self.unconfirmed = (0, 0);
+        Ok(self.receiver.confirm(&Receipt::Barrier(barrier))?)
+    }
+}
+
+fn unpack(
+    decompressor: &mut Option<Decompressor>,
+    memory: &GuestMemory,
+    runs: &[Run],
+    pages: u64,
+    packed: &[u8],
+) -> Result<(), SessionError> {
+    let decompressor = match decompressor {
+        Some(decompressor) => decompressor,
+        none => none.insert(Decompressor::new()?),
+    };
+    let mut bytes = decompressor.decompress(packed, pages)?;
+    for run in runs {
+        let (head, rest) = bytes.split_at(run.bytes() as usize);
+        memory.write_run(*run, head);
+        bytes = rest;
+    }
+    Ok(())
+}
+
+/// An error and its causes in one line, as the peer is told.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}
+
+/// A bitmap that all channels write to.
+#[derive(Debug)]
+struct WrittenPages(Box<[AtomicU64]>);
+
+impl WrittenPages {
+    fn new(pages: u64) -> Self {
+        Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    // Relaxed: within a round no page is on two channels but stale ones, whose pages come again after a barrier, and a
+    // barrier orders everything by the session's lock.
+    fn insert(&self, runs: &[Run]) {
+        for run in runs {
+            let (mut at, end) = (run.start.0, run.end());
+            while at < end {
+                let bit = at % 64;
+                let count = (64 - bit).min(end - at);
+                let mask = (u64::MAX >> (64 - count)) << bit;
+                self.0[(at / 64) as usize].fetch_or(mask, Ordering::Relaxed);
+                at += count;
+            }
+        }
+    }
+
+    fn contains(&self, page: u64) -> bool {
+        self.0[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 == 1
+    }
+}

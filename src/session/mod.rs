@@ -1,0 +1,48 @@
+//! Many channels as one: pages placed in rounds, barriers, loss of a channel, and a control link beside them.
+//!
+//! At the source, [`source::SourceSession`] opens data channels over the given paths and places rounds of pages, and
+//! [`control::ControlLink`] carries messages. At the destination, [`listener::Listener`] takes connections and leads each
+//! to the [`destination::DestinationSession`] or the control link that it belongs to. What decides is in modules without
+//! I/O ([`striping`], [`control_state`], [`pace`], [`mode`]); the others own sockets and threads.
+
+pub mod control;
+pub mod control_state;
+pub mod destination;
+mod error;
+pub mod handshake;
+pub mod listener;
+pub mod mode;
+pub mod pace;
+pub mod path;
+pub mod source;
+pub mod striping;
+mod worker;
+
+pub use control::{ControlLink, ControlOptions, LinkEvent};
+pub use destination::{DestinationEvent, DestinationSession, DestinationStats};
+pub use error::SessionError;
+pub use handshake::query;
+pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection};
+pub use mode::{Capabilities, Resolved, TransferMode};
+pub use path::Path;
+pub use source::{ChannelStats, RoundStats, SessionEvent, SessionStats, SourceOptions, SourceSession};
+
+/// Starts a named thread.
+fn spawn(
+    name: &str,
+    run: impl FnOnce() + Send + 'static,
+) -> Result<std::thread::JoinHandle<()>, SessionError> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(|cause| SessionError::Thread { what: name.to_owned(), cause })
+}
+
+/// Locks; a thread that panicked while it had the lock left counters and queues whole, for none of them is changed in steps
+/// that could panic.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,104 @@
+//! A way from this host to another: an address pair.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use crate::sys::socket::interface_with;
+
+/// The port that pageferry listens on, unless told otherwise.
+pub const DEFAULT_PORT: u16 = 7433;
+
+/// A way to another host, and the address of this host to take it from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Path {
+    /// The address of this host that connections come from, and so its interface; `None` leaves it to the routing table.
+    pub source: Option<IpAddr>,
+    /// Where the other host listens.
+    pub destination: SocketAddr,
+}
+
+/// Why a text is not a path.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// The part before the dash is no address.
+    #[error("{0:?} is not an IP address of this host; a path is SOURCE-DESTINATION, as in 10.0.1.1-10.0.1.2")]
+    Source(String),
+    /// The part after the dash is no address.
+    #[error(
+        "{0:?} is not an IP address with or without a port; a path is SOURCE-DESTINATION, as in 10.0.1.1-10.0.1.2:{DEFAULT_PORT}"
+    )]
+    Destination(String),
+    /// One side is IPv4, the other IPv6.
+    #[error("the path {0} has IPv4 on one side and IPv6 on the other")]
+    Family(Path),
+}
+
+impl FromStr for Path {
+    type Err = PathError;
+
+    /// `SOURCE-DESTINATION`, or a destination alone. The port may be left out; with one, an IPv6 address is in brackets.
+    fn from_str(text: &str) -> Result<Self, PathError> {
+        let (source, destination) = match text.split_once('-') {
+            Some((source, destination)) => (Some(source), destination),
+            None => (None, text),
+        };
+        let source = source.map(|text| text.parse().map_err(|_| PathError::Source(text.to_owned())));
+        let with_port = destination.parse::<SocketAddr>().ok();
+        let destination = with_port
+            .or_else(|| Some(SocketAddr::new(destination.parse().ok()?, DEFAULT_PORT)))
+            .ok_or_else(|| PathError::Destination(destination.to_owned()))?;
+        let path = Self { source: source.transpose()?, destination };
+        if path.source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
+            return Err(PathError::Family(path));
+        }
+        Ok(path)
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(source) = self.source {
+            write!(f, "{source}-")?;
+        }
+        write!(f, "{}", self.destination)
+    }
+}
+
+/// The name of the interface that has an address, if any has.
+///
+/// # Errors
+/// What the kernel answers when it does not list interfaces.
+pub fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
+    interface_with(address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_are_read_and_shown() {
+        for (text, shown) in [
+            ("10.0.0.1-10.0.0.2:99", "10.0.0.1-10.0.0.2:99"),
+            ("10.0.0.1-10.0.0.2", "10.0.0.1-10.0.0.2:7433"),
+            ("10.0.0.2", "10.0.0.2:7433"),
+            ("fd00::1-fd00::2", "fd00::1-[fd00::2]:7433"),
+            ("fd00::1-[fd00::2]:1", "fd00::1-[fd00::2]:1"),
+        ] {
+            let path: Path = text.parse().unwrap();
+            assert_eq!(path.to_string(), shown);
+            assert_eq!(shown.parse(), Ok(path));
+        }
+    }
+
+    #[test]
+    fn what_is_no_path_is_named() {
+        let error = |text: &str| text.parse::<Path>().unwrap_err();
+        assert_eq!(error("host-10.0.0.2"), PathError::Source("host".into()));
+        assert_eq!(error("10.0.0.1-"), PathError::Destination(String::new()));
+        assert_eq!(error("10.0.0.1-10.0.0.2:99999"), PathError::Destination("10.0.0.2:99999".into()));
+        assert!(matches!(error("10.0.0.1-fd00::2"), PathError::Family(_)));
+    }
+}

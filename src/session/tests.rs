@@ -1,0 +1,135 @@
+//! Whole sessions over real sockets on the loopback.
+
+mod hostile;
+mod link;
+mod transfer;
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, unbounded};
+
+use super::*;
+use crate::layout::{RamLayout, RamRegion};
+use crate::memory::{Backing, GuestMemory, HugePages};
+use crate::pageset::PageSet;
+use crate::units::{GuestAddress, PAGE_SIZE, PageIndex, RoundId, Run};
+use crate::wire::preamble::{MigrationId, Secret};
+
+/// Longer than anything here takes; what waits so long fails.
+const PATIENCE: Duration = Duration::from_secs(20);
+const MIGRATION: MigrationId = MigrationId([7; 16]);
+const SECRET: Secret = Secret([42; 32]);
+
+/// Two regions of 8 MiB and 24 MiB.
+fn memory(backing: Backing) -> GuestMemory {
+    let region = |start, mebibytes: u64| RamRegion { start: GuestAddress(start), bytes: mebibytes << 20 };
+    let layout = RamLayout::new(vec![region(0, 8), region(1 << 32, 24)]).unwrap();
+    GuestMemory::allocate(layout, backing, HugePages::No).unwrap()
+}
+
+fn random(state: &mut u64) -> u64 {
+    *state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+    *state ^ (*state >> 29)
+}
+
+/// A page that shrinks to about a half when `compressible`, and not at all otherwise.
+fn write_page(memory: &GuestMemory, page: u64, seed: &mut u64, compressible: bool) {
+    let mask = if compressible { 0x0f0f_00ff_0000_ffff } else { u64::MAX };
+    let bytes: Vec<u8> = (0..512).flat_map(|_| (random(seed) & mask).to_le_bytes()).collect();
+    memory.write_run(Run::new(page, 1), &bytes);
+}
+
+fn assert_equal(one: &GuestMemory, other: &GuestMemory) {
+    let (mut a, mut b) = (vec![0; 4096], vec![0; 4096]);
+    for page in 0..one.layout().total_pages() {
+        one.read_page(PageIndex(page), &mut a);
+        other.read_page(PageIndex(page), &mut b);
+        assert!(a == b, "page {page} differs");
+    }
+}
+
+fn next<T>(events: &Receiver<T>) -> T {
+    events.recv_timeout(PATIENCE).expect("an event in time")
+}
+
+fn listener() -> (Listener, Receiver<ListenerEvent>) {
+    let (sender, events) = unbounded();
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+    (Listener::bind(&[address], ListenerOptions::default(), sender).unwrap(), events)
+}
+
+fn path_to(listener: &Listener) -> Path {
+    Path { source: Some(Ipv4Addr::LOCALHOST.into()), destination: listener.local_addresses()[0] }
+}
+
+/// A control link and both of its ends, without the secret.
+struct Links {
+    source: ControlLink,
+    source_events: Receiver<LinkEvent>,
+    destination: ControlLink,
+    destination_events: Receiver<LinkEvent>,
+}
+
+fn links(listener: &Listener, incoming: &Receiver<ListenerEvent>, options: ControlOptions) -> Links {
+    let path = path_to(listener);
+    let (sender, source_events) = unbounded();
+    let dialler = std::thread::spawn(move || ControlLink::dial(&[path], MIGRATION, options, sender));
+    let ListenerEvent::NewMigration { migration, link } = next(incoming) else { panic!("a migration") };
+    assert_eq!(migration, MIGRATION);
+    let (sender, destination_events) = unbounded();
+    let destination = link.accept(sender).unwrap();
+    let source = dialler.join().unwrap().unwrap();
+    Links { source, source_events, destination, destination_events }
+}
+
+/// A destination that waits for channels.
+struct Host {
+    listener: Listener,
+    memory: GuestMemory,
+    session: DestinationSession,
+    events: Receiver<DestinationEvent>,
+    links: Links,
+}
+
+fn host(memory: GuestMemory) -> Host {
+    let (listener, incoming) = listener();
+    let links = links(&listener, &incoming, ControlOptions::default());
+    let (sender, events) = unbounded();
+    let timeout = Duration::from_secs(2);
+    let session = DestinationSession::with_link_timeout(memory.clone(), MIGRATION, timeout, sender);
+    links.source.set_secret(SECRET);
+    links.destination.set_secret(SECRET);
+    listener.register(MIGRATION, SECRET, &session, &links.destination);
+    Host { listener, memory, session, events, links }
+}
+
+fn options(memory: &GuestMemory, host: &Host, channels: usize, mode: TransferMode) -> SourceOptions {
+    SourceOptions {
+        migration: MIGRATION,
+        secret: SECRET,
+        paths: vec![path_to(&host.listener)],
+        channels,
+        memory: memory.clone(),
+        mode,
+        rate_cap: None,
+        link_timeout: Duration::from_secs(5),
+        cut: None,
+    }
+}
+
+fn placed(events: &Receiver<SessionEvent>) -> (RoundId, RoundStats) {
+    loop {
+        match next(events) {
+            SessionEvent::Placed { round, stats } => return (round, stats),
+            SessionEvent::ChannelLost { .. } => {}
+            SessionEvent::Failed { cause, .. } => panic!("the round failed: {cause}"),
+        }
+    }
+}
+
+fn set(memory: &GuestMemory, runs: &[Run]) -> PageSet {
+    let mut set = PageSet::empty(memory.layout().total_pages());
+    set.extend(runs.iter().copied());
+    set
+}

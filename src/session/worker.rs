@@ -1,0 +1,215 @@
+//! The thread that pushes on one channel.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::mode::TransferMode;
+use super::source::SourceShared;
+use super::striping::Work;
+use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
+use crate::codec::Compressor;
+use crate::codec::level::{Choice, LevelController, SAMPLE_PAGES, Sample, Sent};
+use crate::memory::GuestMemory;
+use crate::units::{PageIndex, RoundId, Run};
+use crate::wire::data::ChannelId;
+
+/// What a push came to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Batched {
+    /// The number of its last frame.
+    pub(super) sequence: u64,
+    /// Pages in it; none for a barrier.
+    pub(super) pages: u64,
+    /// Pages that went as zero.
+    pub(super) zero_pages: u64,
+    /// Bytes that went out.
+    pub(super) wire_bytes: u64,
+}
+
+impl Batched {
+    fn add(&mut self, pushed: Pushed) {
+        self.sequence = pushed.sequence;
+        self.wire_bytes += pushed.wire_bytes;
+    }
+}
+
+pub(super) struct Worker {
+    shared: Arc<SourceShared>,
+    id: ChannelId,
+    source: Box<dyn ChannelSource>,
+    link: Arc<dyn ChannelLink>,
+    memory: GuestMemory,
+    packer: Option<Packer>,
+    /// Failure injection: cut the channel after so many bytes.
+    cut_after: Option<u64>,
+    zeros: Vec<Run>,
+    others: Vec<Run>,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<SourceShared>,
+        id: ChannelId,
+        source: Box<dyn ChannelSource>,
+        link: Arc<dyn ChannelLink>,
+    ) -> Self {
+        let options = &shared.options;
+        let packer = (options.mode == TransferMode::Compression).then(Packer::new).and_then(|made| {
+            made.inspect_err(
+                |error| tracing::warn!(%error, "no compression on a channel; it sends pages raw"),
+            )
+            .ok()
+        });
+        let cut_after = options.cut.filter(|(channel, _)| *channel == id.0 as usize).map(|(_, bytes)| bytes);
+        let memory = options.memory.clone();
+        Self { shared, id, source, link, memory, packer, cut_after, zeros: Vec::new(), others: Vec::new() }
+    }
+
+    pub(super) fn run(mut self) {
+        while let Some((work, idle)) = self.shared.next_work(self.id) {
+            if idle && let Some(packer) = &mut self.packer {
+                packer.mark = None;
+            }
+            let pushed = match work {
+                Work::Batch { round, runs } => self.push_batch(round, &runs),
+                Work::Barrier { round, barrier, fenced } => {
+                    self.source.push_barrier(barrier, round, &fenced).map(|pushed| {
+                        let mut batch = Batched::default();
+                        batch.add(pushed);
+                        batch
+                    })
+                }
+                Work::Wait => continue,
+            };
+            match pushed {
+                Ok(batch) => {
+                    let bytes = self.shared.sent(self.id, &batch);
+                    if self.cut_after.is_some_and(|limit| bytes >= limit) {
+                        self.link.shut();
+                    }
+                }
+                Err(cause) => return self.shared.push_failed(self.id, cause),
+            }
+        }
+    }
+
+    fn push_batch(&mut self, round: RoundId, runs: &[Run]) -> Result<Batched, ChannelError> {
+        self.separate(runs);
+        let count = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>();
+        let mut batch = Batched { pages: count(runs), zero_pages: count(&self.zeros), ..Batched::default() };
+        if !self.zeros.is_empty() {
+            batch.add(self.source.push_zeros(round, &self.zeros)?);
+        }
+        if !self.others.is_empty() {
+            batch.add(match &mut self.packer {
+                Some(packer) => packer.push(&mut *self.source, &self.memory, round, &self.others)?,
+                None => self.source.push_pages(round, &self.others)?,
+            });
+        }
+        Ok(batch)
+    }
+
+    /// Sorts the pages of a batch into those that hold only zero bytes, and the others.
+    fn separate(&mut self, runs: &[Run]) {
+        self.zeros.clear();
+        self.others.clear();
+        for run in runs {
+            for page in run.start.0..run.end() {
+                let zero = self.memory.is_zero_page(PageIndex(page));
+                let list = if zero { &mut self.zeros } else { &mut self.others };
+                // Joined within a run only: the runs of a batch do not cross borders between regions.
+                match list.last_mut().filter(|last| last.end() == page && page != run.start.0) {
+                    Some(last) => last.pages += 1,
+                    None => list.push(Run::new(page, 1)),
+                }
+            }
+        }
+    }
+}
+
+/// Compresses batches where that is faster, and tells its controller what everything cost.
+struct Packer {
+    compressor: Compressor,
+    controller: LevelController,
+    /// A private copy of pages: the guest goes on writing the originals.
+    copy: Vec<u8>,
+    /// When the last batch was handed over, and how much was in the socket's buffer then. `None` after the channel had
+    /// nothing to do.
+    mark: Option<(Instant, Option<u64>)>,
+}
+
+impl Packer {
+    fn new() -> Result<Self, crate::codec::CodecError> {
+        Ok(Self {
+            compressor: Compressor::new()?,
+            controller: LevelController::new(),
+            copy: Vec::new(),
+            mark: None,
+        })
+    }
+
+    fn push(
+        &mut self,
+        source: &mut dyn ChannelSource,
+        memory: &GuestMemory,
+        round: RoundId,
+        runs: &[Run],
+    ) -> Result<Pushed, ChannelError> {
+        let page_bytes: u64 = runs.iter().map(|run| run.bytes()).sum();
+        let (begin, before) = self.mark.unwrap_or_else(|| (Instant::now(), source.backlog()));
+        let plan = self.controller.plan(page_bytes);
+        let mut sampling = 0.0;
+        if let Some(level) = plan.sample {
+            let sample = self.sample(memory, runs, level);
+            sampling = sample.seconds;
+            self.controller.sampled(sample);
+        }
+        let mut compress_seconds = 0.0;
+        let pushed = match plan.choice {
+            Choice::Raw => source.push_pages(round, runs)?,
+            Choice::Level(level) => {
+                let started = Instant::now();
+                self.copy.clear();
+                runs.iter().for_each(|run| memory.read_run(*run, &mut self.copy));
+                let packed = self.compressor.compress(&self.copy, level);
+                compress_seconds = started.elapsed().as_secs_f64();
+                match packed {
+                    Some(packed) => source.push_packed(round, runs, packed)?,
+                    None => source.push_pages(round, runs)?,
+                }
+            }
+        };
+        let (end, after) = (Instant::now(), source.backlog());
+        self.mark = Some((end, after));
+        let drained =
+            before.zip(after).map(|(before, after)| (before + pushed.wire_bytes).saturating_sub(after));
+        self.controller.sent(Sent {
+            choice: plan.choice,
+            page_bytes,
+            wire_bytes: pushed.wire_bytes,
+            compress_seconds,
+            seconds: (end - begin).as_secs_f64() - sampling,
+            drained_bytes: drained,
+        });
+        Ok(pushed)
+    }
+
+    /// Compresses the first pages of a batch to see how well that goes.
+    fn sample(&mut self, memory: &GuestMemory, runs: &[Run], level: i32) -> Sample {
+        let started = Instant::now();
+        self.copy.clear();
+        let mut room = SAMPLE_PAGES;
+        for run in runs {
+            let part = Run { pages: run.pages.min(room), ..*run };
+            memory.read_run(part, &mut self.copy);
+            room -= part.pages;
+            if room == 0 {
+                break;
+            }
+        }
+        let page_bytes = self.copy.len() as u64;
+        let packed = self.compressor.compress(&self.copy, level).map(|packed| packed.len() as u64);
+        let seconds = started.elapsed().as_secs_f64();
+        Sample { level, page_bytes, packed_bytes: packed.unwrap_or(page_bytes), seconds }
+    }
+}

@@ -10,9 +10,10 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::dirty::TrackerKind;
 use crate::guest::program::Program;
 use crate::host::demo_options::{
-    AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS, Mode, OnNoConvergence,
+    AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS, OnNoConvergence,
 };
 use crate::host::quantity;
+use crate::session::mode::TransferMode;
 
 /// Moves the memory of a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -78,7 +79,7 @@ struct DemoArguments {
     dirty_rate: u64,
     /// How the memory travels.
     #[arg(long, default_value = "auto")]
-    mode: Mode,
+    mode: TransferMode,
     /// How many connections carry it, over all paths together.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
     channels: u16,
@@ -176,7 +177,7 @@ macro_rules! named_values {
 
 named_values!(GuestKind, [Self::Kvm, Self::Process]);
 named_values!(Program, Self::ALL);
-named_values!(Mode, [Self::Tcp, Self::Compression, Self::Rdma, Self::Auto]);
+named_values!(TransferMode, Self::ALL);
 named_values!(OnNoConvergence, [Self::Cancel, Self::Switch, Self::Throttle]);
 // The synthetic tracker is for tests only.
 named_values!(TrackerKind, [Self::Log, Self::Ring, Self::Pagemap]);
@@ -200,7 +201,7 @@ mod tests {
         let options = demo("").unwrap();
         assert_eq!((options.guest, options.memory_bytes, options.vcpus), (None, 1 << 30, 1));
         assert_eq!((options.program, options.dirty_bytes_per_second), (Program::Uniform, 100 << 20));
-        assert_eq!((options.mode, options.channels, options.paths.len()), (Mode::Auto, 2, 0));
+        assert_eq!((options.mode, options.channels, options.paths.len()), (TransferMode::Auto, 2, 0));
         assert_eq!(options.downtime_limit, Duration::from_millis(300));
         assert_eq!(options.on_no_convergence, OnNoConvergence::Cancel);
         assert_eq!((options.max_rounds, options.moves, options.json), (30, 1, false));
@@ -220,7 +221,7 @@ mod tests {
             memory_bytes: 256 << 20,
             vcpus: 4,
             dirty_bytes_per_second: 125_000_000,
-            mode: Mode::Compression,
+            mode: TransferMode::Compression,
             channels: 3,
             paths: vec!["127.0.0.1-127.0.0.2".parse().unwrap(), "::1-::1".parse().unwrap()],
             downtime_limit: Duration::from_millis(50),

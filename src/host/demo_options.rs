@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::dirty::TrackerKind;
 use crate::guest::program::Program;
 use crate::host::quantity::QuantityError;
+use crate::session::mode::TransferMode;
 
 /// What moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,7 +97,7 @@ pub struct DemoOptions {
     /// How much the guest dirties, in bytes per second.
     pub dirty_bytes_per_second: u64,
     /// How its memory travels.
-    pub mode: Mode,
+    pub mode: TransferMode,
     /// How many channels, over all paths together, 1 to [`MAX_CHANNELS`].
     pub channels: usize,
     /// The paths; none means loopback.
@@ -125,32 +126,6 @@ pub struct DemoOptions {
 pub const MAX_VCPUS: u8 = 4;
 /// The most channels of one migration: past a few per path they only cost threads.
 pub const MAX_CHANNELS: usize = 64;
-
-/// How memory travels: the modes of design.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Uncompressed.
-    Tcp,
-    /// zstd where it pays.
-    Compression,
-    /// RDMA where both ends have it, else TCP.
-    Rdma,
-    /// The fastest that both ends have.
-    Auto,
-}
-
-impl Mode {
-    /// The word for it on the command line and in JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Compression => "compression",
-            Self::Rdma => "rdma",
-            Self::Auto => "auto",
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

@@ -7,8 +7,9 @@ mod text;
 use serde::{Serialize, Serializer};
 
 use crate::dirty::TrackerKind;
-use crate::host::demo_options::{GuestKind, Mode};
+use crate::host::demo_options::GuestKind;
 use crate::host::exit::Exit;
+use crate::session::mode::TransferMode;
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -86,10 +87,10 @@ pub struct Report {
     pub dirty_tracker: Option<TrackerKind>,
     /// The mode that was asked for.
     #[serde(serialize_with = "named")]
-    pub mode_requested: Mode,
+    pub mode_requested: TransferMode,
     /// The mode that was used.
     #[serde(serialize_with = "maybe_named")]
-    pub mode_used: Option<Mode>,
+    pub mode_used: Option<TransferMode>,
     /// Why it is that one, as a sentence.
     pub mode_reason: Option<String>,
     /// The connections, lost ones included.
@@ -168,7 +169,7 @@ impl Named for TrackerKind {
     }
 }
 
-impl Named for Mode {
+impl Named for TransferMode {
     fn word(&self) -> &'static str {
         self.name()
     }

@@ -120,7 +120,7 @@ fn run<G: Guest + ?Sized>(
         Err(cause) => return rolled_back(super::chain(&cause)),
     };
     tracing::info!(migration = %id, guest = options.name, mode = options.mode.name(), "migration begins");
-    let mut driver = Driver::new(guest, options, journal, id, link, link_events, setup, began);
+    let mut driver = Driver::new(guest, options, journal, id, (link, link_events), setup, began);
     let outcome = driver.run(observer);
     driver.close(report);
     tracing::info!(migration = %id, ?outcome, "migration ends");

@@ -135,6 +135,7 @@ fn seen(holder: &mut HolderProcess) -> Result<GuestSeen, SuperviseError> {
     holder.ask(&Command::Report, ANSWER_LIMIT, seen_in)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "as `wait_for` hands events over")]
 fn seen_in(event: Event) -> Option<GuestSeen> {
     match event {
         Event::Guest(seen) => Some(seen),

@@ -218,7 +218,7 @@ impl HolderProcess {
 
     /// That it has ended, and how.
     pub fn ended(&mut self) -> SuperviseError {
-        let how = self.child.wait().map_or_else(|_| String::new(), |status| describe(status));
+        let how = self.child.wait().map_or_else(|_| String::new(), describe);
         SuperviseError::Ended { name: self.name, how }
     }
 }

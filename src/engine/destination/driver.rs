@@ -281,7 +281,7 @@ impl<'a, G: Guest> Driver<'a, G> {
         let (sender, events) = unbounded();
         let session = DestinationSession::new(memory, self.id, sender);
         if let Some(link) = &self.link {
-            self.endpoint.listener().register(self.id, self.secret.clone(), &session, link);
+            self.endpoint.listener().register(self.id, self.secret, &session, link);
         }
         self.session = Some(session);
         self.session_events = events;

@@ -83,8 +83,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         options: &'a MigrateOptions,
         journal: &'a Journal,
         id: MigrationId,
-        link: ControlLink,
-        link_events: Receiver<LinkEvent>,
+        (link, link_events): (ControlLink, Receiver<LinkEvent>),
         setup: Setup,
         began: Instant,
     ) -> Self {
@@ -316,7 +315,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             Capabilities::from_names(&accept.capabilities),
         );
         let secret = Secret(accept.secret);
-        self.link.set_secret(secret.clone());
+        self.link.set_secret(secret);
         let (sender, events) = unbounded();
         let options = SourceOptions {
             migration: self.id,

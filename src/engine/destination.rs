@@ -4,11 +4,9 @@ mod driver;
 
 use std::time::Duration;
 
-use crossbeam_channel::select;
-
 use super::cancel::CancelSignal;
 use super::cpu::CpuMeter;
-use super::endpoint::Endpoint;
+use super::endpoint::Place;
 use super::fault::FaultPlan;
 use super::observe::DestinationReport;
 use crate::guest::{Guest, GuestError};
@@ -49,23 +47,17 @@ pub struct Received<G> {
     pub report: DestinationReport,
 }
 
-/// Waits for one migration and takes the guest in. `make` builds the skeleton: the guest with all its memory mapped and
+/// Waits for a migration in its place ([`super::endpoint::Endpoint::expect`]) and takes the guest in. `make` builds the skeleton: the guest with all its memory mapped and
 /// empty, not running. It is called after the source's description has been checked and before anything is sent.
 ///
 /// `None` when it was cancelled before a migration came. When the guest did not arrive, everything of it has been dropped.
 pub fn receive<G: Guest>(
-    endpoint: &Endpoint,
+    place: Place<'_>,
     options: &ReceiveOptions,
     make: &mut dyn FnMut(&Setup) -> Result<G, GuestError>,
 ) -> Option<Received<G>> {
-    let arrivals = endpoint.wait_for_migration();
-    let (migration, link) = select! {
-        recv(arrivals) -> arrived => arrived.ok()?,
-        recv(options.cancel.0) -> _ => {
-            endpoint.stop_waiting();
-            return None;
-        }
-    };
+    let endpoint = place.endpoint();
+    let (migration, link) = place.wait(&options.cancel)?;
     let cpu = CpuMeter::start();
     tracing::info!(%migration, "a migration arrives");
     let mut driver = match Driver::new(endpoint, options, migration, link, make) {

@@ -5,8 +5,9 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
+use crossbeam_channel::{Receiver, Sender, select, unbounded};
 
+use super::cancel::CancelSignal;
 use super::chain;
 use super::journal::Journal;
 use crate::migration::handover::answer_without_guest;
@@ -32,8 +33,8 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// How many receivers wait for a migration.
-    waiting: usize,
+    /// How many migrations may come in.
+    places: usize,
     /// Migrations under way, and who answers for them.
     live: HashMap<MigrationId, Sender<QueryConnection>>,
 }
@@ -46,8 +47,8 @@ impl Shared {
 }
 
 impl Endpoint {
-    /// Listens on every address. Questions are answered from now on; a migration is taken when [`super::destination::receive`]
-    /// waits for one, and refused as busy otherwise.
+    /// Listens on every address. Questions are answered from now on; a migration is taken in where
+    /// [`Endpoint::expect`] made a place for it, and refused as busy otherwise.
     ///
     /// # Errors
     /// [`SessionError`] naming the address that cannot be bound.
@@ -78,16 +79,12 @@ impl Endpoint {
         &self.journal
     }
 
-    /// Says that a receiver waits, and gives the channel on which its migration comes.
-    pub(super) fn wait_for_migration(&self) -> &Receiver<(MigrationId, PendingLink)> {
-        self.shared.state().waiting += 1;
-        &self.arrivals
-    }
-
-    /// A receiver that waited no longer does.
-    pub(super) fn stop_waiting(&self) {
-        let mut state = self.shared.state();
-        state.waiting = state.waiting.saturating_sub(1);
+    /// Makes a place for one migration: from now on one is taken in, to be received by
+    /// [`super::destination::receive`].
+    #[must_use]
+    pub fn expect(&self) -> Place<'_> {
+        self.shared.state().places += 1;
+        Place { endpoint: self, taken: false }
     }
 
     /// Has questions about a migration come to whoever runs it.
@@ -102,6 +99,43 @@ impl Endpoint {
         self.shared.state().live.remove(&migration);
         for question in left.try_iter() {
             answer_from_journal(&self.journal, question);
+        }
+    }
+}
+
+/// A place for one migration. Dropping it takes the place back.
+pub struct Place<'a> {
+    endpoint: &'a Endpoint,
+    taken: bool,
+}
+
+impl<'a> Place<'a> {
+    pub(super) fn endpoint(&self) -> &'a Endpoint {
+        self.endpoint
+    }
+
+    /// Waits for the migration; `None` when it was cancelled before.
+    pub(super) fn wait(mut self, cancel: &CancelSignal) -> Option<(MigrationId, PendingLink)> {
+        select! {
+            recv(self.endpoint.arrivals) -> arrived => {
+                self.taken = arrived.is_ok();
+                arrived.ok()
+            }
+            recv(cancel.0) -> _ => None,
+        }
+    }
+}
+
+impl Drop for Place<'_> {
+    fn drop(&mut self) {
+        if !self.taken {
+            let mut state = self.endpoint.shared.state();
+            // A migration may have come at this very moment: then the place is gone, and dropping the link refuses it.
+            if state.places > 0 {
+                state.places -= 1;
+            } else if let Ok((_, link)) = self.endpoint.arrivals.try_recv() {
+                link.refuse("this host was told not to wait any longer");
+            }
         }
     }
 }
@@ -127,12 +161,12 @@ impl Router {
         match event {
             ListenerEvent::NewMigration { migration, link } => {
                 let mut state = self.shared.state();
-                if state.waiting == 0 {
+                if state.places == 0 {
                     drop(state);
                     return link.refuse("this host is not waiting for a guest, or is busy with another one");
                 }
-                state.waiting -= 1;
-                // The receiver waits on the other end of an unbounded channel.
+                state.places -= 1;
+                // Whoever has the place waits on the other end.
                 let _ = self.arrived.send((migration, link));
             }
             ListenerEvent::Query { migration, connection } => {

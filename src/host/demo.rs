@@ -23,9 +23,9 @@ const START_LIMIT: Duration = Duration::from_secs(900);
 /// How long an answer about the guest may take. Verifying walks all memory that it uses.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 /// How long the guest's pace is watched before the move.
-const PACE_WATCH: Duration = Duration::from_millis(500);
+const PACE_WATCH: Duration = Duration::from_millis(300);
 /// How long the guest runs after the move before it is asked: some heartbeats.
-const SETTLE: Duration = Duration::from_millis(300);
+const SETTLE: Duration = Duration::from_millis(150);
 /// How long the source asks when in doubt. A person waits for the demonstration.
 const DOUBT: Duration = Duration::from_secs(20);
 

@@ -170,13 +170,13 @@ impl Holder {
         let (endpoint, slot) = (Arc::clone(&self.endpoint), Arc::clone(&self.guest));
         self.spawn(cancel, move || {
             let mut make = |setup: &crate::wire::control::Setup| guests::skeleton(setup, tracker);
-            let Some(received) = receive(&endpoint, &options, &mut make) else { return };
+            let place = endpoint.expect();
+            emit(&Event::Receiving);
+            let Some(received) = receive(place, &options, &mut make) else { return };
             let running = matches!(received.report.arrival, Arrival::Running { .. });
             *held(&slot) = received.guest.filter(|_| running);
             emit(&Event::Arrived(Box::new(arrived(received.report))));
-        })?;
-        emit(&Event::Receiving);
-        Ok(())
+        })
     }
 
     fn migrate(&mut self, spec: &MoveSpec) -> Result<(), String> {

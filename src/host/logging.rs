@@ -1,5 +1,7 @@
 //! Logs: to stderr, warnings alone unless more is asked for by `--verbose` or `PAGEFERRY_LOG` (tracing's filter syntax).
 
+use std::io::IsTerminal as _;
+
 use tracing_subscriber::EnvFilter;
 
 /// The variable that a filter is read from.
@@ -13,5 +15,6 @@ pub fn start(default: &str) {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }

@@ -42,7 +42,7 @@ fn a_state_directory_that_cannot_be_is_named() {
 
 #[test]
 fn a_guest_larger_than_any_is_refused() {
-    refused("demo --guest process --memory 100000GiB", 1, &["64 TiB"]);
+    refused("demo --guest process --memory 100000GiB", 2, &["64 TiB"]);
 }
 
 #[test]

@@ -4,8 +4,11 @@ pub mod channel;
 pub mod codec;
 pub mod dirty;
 pub mod guest;
+#[cfg(feature = "cli")]
+pub mod host;
 pub mod layout;
 pub mod memory;
+pub mod migration;
 pub mod pageset;
 pub mod session;
 pub mod sys;

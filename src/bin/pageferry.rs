@@ -1,3 +1,13 @@
-//! The command line.
+//! The command line: reads what is asked, has it done, and ends with the code that says how it went.
 
-fn main() {}
+use std::process::ExitCode;
+
+use pageferry::host::args::{self, Request};
+use pageferry::host::demo;
+
+fn main() -> ExitCode {
+    match args::parse() {
+        Ok(Request::Demo(options)) => demo::run(&options).into(),
+        Err(error) => error.exit(),
+    }
+}

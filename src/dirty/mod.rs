@@ -1,5 +1,8 @@
 //! Where dirty pages come from. A new source is one file here and one line in [`TrackerKind`].
 
+pub mod pagemap;
+pub mod synthetic;
+
 use std::io;
 
 use crate::pageset::PageSet;

@@ -1,5 +1,8 @@
 //! What a migration needs of a hypervisor, and the adapters that give it. A new hypervisor is one file or folder here.
 
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+pub mod kvm;
+pub mod process;
 pub mod program;
 
 use std::io;
@@ -41,7 +44,7 @@ pub trait Guest: Send {
     /// [`GuestError`]; the guest is then in the state that it was in.
     fn pause(&mut self) -> Result<(), GuestError>;
 
-    /// Lets every vCPU run.
+    /// Lets every vCPU run. A guest that runs already is left alone.
     ///
     /// # Errors
     /// [`GuestError`]; no vCPU runs then.

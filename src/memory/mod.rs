@@ -1,5 +1,8 @@
 //! Guest RAM: one mapping a region, addressed by page.
 
+pub(crate) mod origin;
+pub(crate) mod touched;
+
 use std::io;
 use std::sync::Arc;
 
@@ -70,6 +73,12 @@ impl GuestMemory {
     /// The mapping of each region, in the layout's order.
     #[must_use]
     pub fn mappings(&self) -> &[Mapping] {
+        &self.mappings
+    }
+
+    /// The mappings as whoever keeps them mapped holds them, such as a virtual machine.
+    #[must_use]
+    pub fn shared_mappings(&self) -> &Arc<[Mapping]> {
         &self.mappings
     }
 

@@ -153,6 +153,12 @@ impl Mapping {
         Ok(unsafe { madvise(self.start.as_ptr().cast(), self.bytes, advice) }?)
     }
 
+    /// Has the kernel write the content out and take it out of this process's page tables, as it does when it needs memory.
+    #[cfg(test)]
+    pub(crate) fn page_out(&self) -> io::Result<()> {
+        self.advise(Advice::LinuxPageOut)
+    }
+
     /// Length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {

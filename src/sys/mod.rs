@@ -4,7 +4,10 @@
 //! use of them, and no Rust reference to guest RAM is ever made, because the guest writes while we read.
 #![allow(unsafe_code)]
 
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+pub mod kvm;
 pub mod mapping;
-pub mod probe;
+pub mod pagemap;
 pub mod scatter;
 pub mod socket;
+pub mod userfaultfd;

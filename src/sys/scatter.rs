@@ -43,6 +43,11 @@ impl<'a> MemorySlice<'a> {
         Self { mapping: self.mapping, offset: self.offset + bytes, bytes: self.bytes - bytes }
     }
 
+    /// The address of the first byte in this process.
+    pub(super) fn address(&self) -> u64 {
+        self.mapping.address() + self.offset
+    }
+
     fn iovec(&self) -> libc::iovec {
         libc::iovec {
             iov_base: self.mapping.range(self.offset, self.bytes).cast(),

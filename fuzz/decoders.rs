@@ -1,0 +1,100 @@
+//! Every decoder of the network's bytes, with what must hold of its answer. The fuzz targets and the test
+//! `tests/fuzz_corpus.rs` run the same functions; each takes any bytes and panics only where the decoder is wrong.
+
+use pageferry::layout::{RamLayout, RamRegion};
+use pageferry::units::GuestAddress;
+use pageferry::wire::control::Message;
+use pageferry::wire::data::{
+    FrameKind, HEADER_BYTES, Header, MAX_BATCH_PAGES, MAX_ERROR_BYTES, MAX_TABLE_BYTES, RECEIPT_BYTES,
+    Receipt, ReceiptHeader, encode_barrier, encode_pages,
+};
+use pageferry::wire::link::LinkHeader;
+use pageferry::wire::preamble::{Answer, MAX_REFUSAL_BYTES, Preamble, Reply, ReplyHeader};
+
+/// Looks at bytes from the network.
+pub(crate) type Decoder = fn(&[u8]);
+
+/// Name and function of each.
+pub(crate) const DECODERS: [(&str, Decoder); 6] = [
+    ("preamble", preamble),
+    ("reply", reply),
+    ("frame", frame),
+    ("receipt", receipt),
+    ("link", link),
+    ("control", control),
+];
+
+/// What a frame's runs are checked against: two regions with a hole between them, like a machine's.
+pub(crate) fn layout() -> RamLayout {
+    let region = |start, bytes| RamRegion { start: GuestAddress(start), bytes };
+    RamLayout::new(vec![region(0, 640 << 10), region(1 << 20, 64 << 20)]).expect("a machine's layout")
+}
+
+/// The first bytes of a connection: what is accepted is the encoding of what was understood.
+pub(crate) fn preamble(bytes: &[u8]) {
+    let Some((head, _)) = bytes.split_first_chunk() else { return };
+    if let Ok(preamble) = Preamble::decode(head) {
+        assert_eq!(preamble.encode(), *head);
+    }
+}
+
+/// The answer to them: its text is bounded and cannot steer a terminal.
+pub(crate) fn reply(bytes: &[u8]) {
+    let Some((head, rest)) = bytes.split_first_chunk() else { return };
+    let Ok(header) = ReplyHeader::decode(head) else { return };
+    assert!(header.text_bytes() <= MAX_REFUSAL_BYTES);
+    let Some(text) = rest.get(..header.text_bytes()) else { return };
+    if let Ok(Reply { answer: Answer::Refused { text, .. }, .. }) = header.with_text(text) {
+        assert!(!text.chars().any(char::is_control));
+    }
+}
+
+/// A data frame up to its payload: its runs lie in the guest's memory and need no larger payload than is allowed.
+pub(crate) fn frame(bytes: &[u8]) {
+    let Some((head, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else { return };
+    let Ok(header) = Header::decode(head) else { return };
+    assert_eq!(header.encode(), *head);
+    assert!(header.table_bytes() <= MAX_TABLE_BYTES);
+    let Some(table) = rest.get(..header.table_bytes()) else { return };
+    if let FrameKind::Barrier(barrier) = header.kind {
+        let fenced = header.decode_fenced(table);
+        let again = encode_barrier(barrier, header.round, header.sequence, &fenced);
+        assert_eq!(again, bytes[..again.len()]);
+        return;
+    }
+    let (layout, mut runs) = (layout(), Vec::new());
+    let Ok(pages) = header.decode_runs(table, &layout, &mut runs) else { return };
+    assert_eq!(runs.iter().map(|run| run.pages).sum::<u64>(), pages);
+    assert!(header.kind == FrameKind::Zero || pages <= MAX_BATCH_PAGES);
+    assert!(pages <= layout.total_pages() && runs.iter().all(|&run| layout.contains(run)));
+    let mut again = Vec::new();
+    encode_pages(header.kind, header.round, header.sequence, &runs, header.payload_bytes, &mut again);
+    assert_eq!(again, bytes[..again.len()]);
+}
+
+/// What comes back on a data channel.
+pub(crate) fn receipt(bytes: &[u8]) {
+    let Some((head, rest)) = bytes.split_first_chunk::<RECEIPT_BYTES>() else { return };
+    let Ok(header) = ReceiptHeader::decode(head) else { return };
+    assert!(header.text_bytes() <= MAX_ERROR_BYTES);
+    let Some(text) = rest.get(..header.text_bytes()) else { return };
+    match header.with_text(text) {
+        Receipt::Error(text) => assert!(!text.chars().any(char::is_control)),
+        placed => assert_eq!(placed.encode(), head),
+    }
+}
+
+/// The header of a control link's frame.
+pub(crate) fn link(bytes: &[u8]) {
+    let Some((head, _)) = bytes.split_first_chunk() else { return };
+    if let Ok(header) = LinkHeader::decode(head) {
+        assert_eq!(header.encode(), *head);
+    }
+}
+
+/// A control message: what was understood survives being sent on.
+pub(crate) fn control(bytes: &[u8]) {
+    if let Ok(message) = Message::decode(bytes) {
+        assert_eq!(Message::decode(&message.encode()), Ok(message));
+    }
+}

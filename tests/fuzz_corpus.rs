@@ -1,0 +1,213 @@
+//! A short run of every fuzz target: its seeds, what fuzzing has found on this machine, and mutations of both.
+//!
+//! The seeds in `fuzz/seeds` are valid messages of each kind, written by this test when `PAGEFERRY_WRITE_SEEDS` is set; it
+//! fails when they no longer are what the encoders write.
+
+#[path = "../fuzz/decoders.rs"]
+mod decoders;
+
+use std::fs;
+use std::panic::catch_unwind;
+use std::path::{Path, PathBuf};
+
+use decoders::{DECODERS, layout};
+use pageferry::units::{PAGE_SIZE, RoundId, Run};
+use pageferry::wire::control::{Accept, Message, Setup, Token};
+use pageferry::wire::data::{BarrierId, ChannelId, FrameKind, Receipt, encode_barrier, encode_pages};
+use pageferry::wire::link::{LinkHeader, LinkKind};
+use pageferry::wire::preamble::{MigrationId, Preamble, Purpose, RefusalCode, Reply, Secret};
+
+/// How many mutations each decoder gets.
+const MUTATIONS: u64 = 10_000;
+/// No input is longer: past the longest table a decoder looks at nothing more.
+const MAX_INPUT_BYTES: usize = 32 << 10;
+
+fn folder(kind: &str, decoder: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz").join(kind).join(decoder)
+}
+
+fn files(folder: &Path) -> Vec<Vec<u8>> {
+    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
+    let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+    paths.sort();
+    paths.iter().map(|path| fs::read(path).expect("a corpus file can be read")).collect()
+}
+
+#[test]
+fn every_decoder_stands_its_corpus_and_mutations_of_it() {
+    for (name, decode) in DECODERS {
+        let corpus: Vec<Vec<u8>> =
+            files(&folder("seeds", name)).into_iter().chain(files(&folder("corpus", name))).collect();
+        assert!(!corpus.is_empty(), "{name} has no seeds");
+        let run = |input: &[u8]| {
+            assert!(catch_unwind(|| decode(input)).is_ok(), "{name} fails on {}", hex(input));
+        };
+        run(&[]);
+        for input in &corpus {
+            run(input);
+            // Every truncation of the part that is looked at first.
+            (0..input.len().min(256)).for_each(|length| run(&input[..length]));
+        }
+        for seed in 0..MUTATIONS {
+            run(&mutated(&corpus, seed));
+        }
+    }
+}
+
+/// The decoders do look: each accepts its seeds, so that a mutation starts from something that is understood.
+#[test]
+fn the_seeds_are_what_the_encoders_write() {
+    let write = std::env::var_os("PAGEFERRY_WRITE_SEEDS").is_some();
+    for (decoder, _) in DECODERS {
+        let expected: Vec<(String, Vec<u8>)> = seeds()
+            .into_iter()
+            .filter(|(owner, ..)| *owner == decoder)
+            .map(|(_, name, bytes)| (name.to_owned(), bytes))
+            .collect();
+        assert!(!expected.is_empty(), "{decoder} has seeds");
+        let folder = folder("seeds", decoder);
+        if write {
+            fs::create_dir_all(&folder).expect("the folder of seeds can be made");
+        }
+        for (name, bytes) in &expected {
+            if write {
+                fs::write(folder.join(name), bytes).expect("a seed can be written");
+            }
+            let found = fs::read(folder.join(name)).ok();
+            assert_eq!(
+                found.as_ref(),
+                Some(bytes),
+                "fuzz/seeds/{decoder}/{name}: see CONTRIBUTING.md, Decoders"
+            );
+        }
+        assert_eq!(files(&folder).len(), expected.len(), "{decoder} has only seeds that are known");
+    }
+}
+
+#[test]
+fn a_decoder_that_panics_is_seen() {
+    let run = |input: &'static [u8]| catch_unwind(|| assert!(input.len() < 2)).is_ok();
+    assert!(run(b"a") && !run(b"ab"));
+    let corpus = vec![vec![0; 64]];
+    let differing = (0..100).filter(|&seed| mutated(&corpus, seed) != corpus[0]).count();
+    assert!(differing > 90, "{differing} of 100 mutations differ from their seed");
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Decoder, name and bytes of each seed.
+fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
+    let (migration, secret) = (MigrationId([7; 16]), Secret([9; 32]));
+    let preamble = |purpose| Preamble::new(purpose, migration, secret).encode().to_vec();
+    let pages = |kind, runs: &[Run], payload_bytes| {
+        let mut bytes = Vec::new();
+        encode_pages(kind, RoundId(3), 17, runs, payload_bytes, &mut bytes);
+        bytes
+    };
+    let page = PAGE_SIZE as u32;
+    let link = |kind, bytes| LinkHeader { kind, bytes, number: 5 }.encode().to_vec();
+    let token = Token([3; 16]);
+    let mut seeds = vec![
+        ("preamble", "new", preamble(Purpose::NewMigration)),
+        ("preamble", "resume", preamble(Purpose::ResumeControl { received: 4 })),
+        ("preamble", "data", preamble(Purpose::Data { channel: 2 })),
+        ("preamble", "query", preamble(Purpose::Query)),
+        ("reply", "accepted", Reply::accepted(6).encode()),
+        ("reply", "refused", Reply::refused(RefusalCode::Declined, "no memory is left").encode()),
+        ("frame", "raw", pages(FrameKind::Raw, &[Run::new(0, 1), Run::new(200, 3)], 4 * page)),
+        ("frame", "zstd", pages(FrameKind::Zstd, &[Run::new(160, 8)], page + 100)),
+        ("frame", "zero", pages(FrameKind::Zero, &[Run::new(0, 160), Run::new(160, 16_384)], 0)),
+        ("frame", "barrier", encode_barrier(BarrierId(8), RoundId(3), 18, &[])),
+        ("frame", "fence", encode_barrier(BarrierId(9), RoundId(3), 19, &[ChannelId(0), ChannelId(4)])),
+        ("receipt", "placed", Receipt::Placed(17).encode()),
+        ("receipt", "barrier", Receipt::Barrier(BarrierId(8)).encode()),
+        ("receipt", "error", Receipt::Error("a run outside the guest".to_owned()).encode()),
+        ("link", "message", link(LinkKind::Message, 100)),
+        ("link", "receipt", link(LinkKind::Receipt, 0)),
+        ("link", "goodbye", link(LinkKind::Goodbye, 0)),
+    ];
+    let setup = Setup {
+        name: "web-1".to_owned(),
+        guest: "kvm".to_owned(),
+        config: vec![1, 2, 3, 4],
+        layout: layout(),
+        touched_pages: 100,
+        mode: "auto".to_owned(),
+        capabilities: vec!["zstd".to_owned()],
+    };
+    let messages = [
+        ("setup", Message::Setup(setup)),
+        ("accept", Message::Accept(Accept { secret: [9; 32], capabilities: vec!["zstd".to_owned()] })),
+        ("round_done", Message::RoundDone { round: RoundId(1), dirtied: 500 }),
+        ("state", Message::State(vec![1, 2, 3, 0, 255])),
+        ("finish", Message::Finish { state_bytes: 5, stopped_at: 1_700_000_000_000_000_000 }),
+        ("ready", Message::Ready(token)),
+        ("commit", Message::Commit(token)),
+        ("running", Message::Running(token)),
+        ("query", Message::Query(token)),
+        ("fenced", Message::Fenced(token)),
+        ("abort", Message::Abort("the user wants it so".to_owned())),
+    ];
+    seeds.extend(messages.map(|(name, message)| ("control", name, message.encode())));
+    for (decoder, name, bytes) in &seeds {
+        if *decoder == "control" {
+            assert!(Message::decode(bytes).is_ok(), "{name} is a message");
+        }
+    }
+    seeds
+}
+
+/// One of the corpus with one to eight changes, the same for the same seed.
+fn mutated(corpus: &[Vec<u8>], seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    let mut bytes = corpus[random.below(corpus.len())].clone();
+    for _ in 0..=random.below(8) {
+        change(&mut bytes, corpus, &mut random);
+    }
+    bytes.truncate(MAX_INPUT_BYTES);
+    bytes
+}
+
+fn change(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut Random) {
+    /// Lengths and numbers that bounds are wrong by.
+    const EDGES: [u64; 10] = [0, 1, 0x7f, 0xff, 0x400, 0x401, 0xffff, 0x7fff_ffff, 0xffff_ffff, u64::MAX];
+    let at = random.below(bytes.len().max(1));
+    match random.below(7) {
+        0 if !bytes.is_empty() => bytes[at] ^= 1 << random.below(8),
+        1 if !bytes.is_empty() => bytes[at] = random.next() as u8,
+        2 => bytes.truncate(at),
+        3 => bytes.extend((0..random.below(32)).map(|_| random.next() as u8)),
+        4 => {
+            let edge = EDGES[random.below(EDGES.len())].to_le_bytes();
+            let width = [1, 2, 4, 8][random.below(4)];
+            let end = (at + width).min(bytes.len());
+            bytes[at.min(end)..end].copy_from_slice(&edge[..end - at.min(end)]);
+        }
+        5 => {
+            let other = &corpus[random.below(corpus.len())];
+            let from = random.below(other.len().max(1)).min(other.len());
+            bytes.truncate(at);
+            bytes.extend(&other[from..]);
+        }
+        _ => bytes.insert(at.min(bytes.len()), random.next() as u8),
+    }
+}
+
+/// SplitMix64 (Steele, Lea, Flood 2014): every seed, 0 too, gives a good sequence.
+struct Random(u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        mixed ^ (mixed >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+}

@@ -20,13 +20,17 @@ pub const BUDGET: f64 = 0.02;
 pub const CREDIT: f64 = 0.02;
 
 /// A new measurement's weight against all before it.
-const WEIGHT: f64 = 0.25;
+const WEIGHT: f64 = 0.3;
+/// How many batches are taken together.
+const TALLY_BATCHES: u32 = 4;
 /// How many batches a trial, or a look back at raw, takes; those of the first half flush what the buffers held.
-const TRIAL_BATCHES: u32 = 8;
+const TRIAL_BATCHES: u32 = 2 * TALLY_BATCHES;
 /// Nothing is changed for less than this gain.
-const MARGIN: f64 = 0.93;
+const MARGIN: f64 = 0.95;
 /// A level has to beat raw by this, or raw is taken: it leaves the CPU to the guest.
 const KEEP: f64 = 0.97;
+/// A level in use that is this near to raw is given up.
+const GIVE_UP: f64 = 0.99;
 /// How much of the shorter of compressing and sending does not overlap with the longer.
 const SERIAL: f64 = 0.1;
 /// How many batches after a trial that failed the next one may begin, at first and at most; it doubles in between.
@@ -85,16 +89,32 @@ pub struct Sent {
     pub drained_bytes: Option<u64>,
 }
 
-impl Sent {
-    /// What the batch would cost per byte if the buffers stayed as full as they are. `None` when it says nothing.
+/// The costs of some batches that went the same way, taken together: what one of them leaves in a buffer another drains.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    batches: u32,
+    seconds: f64,
+    page_bytes: f64,
+    wire_bytes: f64,
+    drained_bytes: Option<f64>,
+}
+
+impl Tally {
+    fn add(&mut self, sent: &Sent) {
+        self.batches += 1;
+        self.seconds += sent.seconds;
+        self.page_bytes += sent.page_bytes as f64;
+        self.wire_bytes += sent.wire_bytes as f64;
+        if let Some(drained) = sent.drained_bytes {
+            *self.drained_bytes.get_or_insert(0.0) += drained as f64;
+        }
+    }
+
+    /// Seconds per byte of pages if the buffers stayed as full as they are. `None` when nothing can be said.
     fn cost(&self) -> Option<f64> {
         // A buffer that grew took bytes whose sending is yet to be paid, at the rate at which it drained.
-        let owed = match self.drained_bytes {
-            Some(0) => return None,
-            Some(drained) => (self.wire_bytes as f64 / drained as f64).max(1.0),
-            None => 1.0,
-        };
-        let cost = self.seconds * owed / self.page_bytes as f64;
+        let owed = self.drained_bytes.map_or(1.0, |drained| (self.wire_bytes / drained).max(1.0));
+        let cost = self.seconds * owed / self.page_bytes;
         (cost.is_finite() && cost > 0.0).then_some(cost)
     }
 }
@@ -130,12 +150,17 @@ impl Arm {
         Some(compress.max(send) + SERIAL * compress.min(send))
     }
 
-    /// What a trial loses per byte against `current` if things go badly: nothing overlaps, and the destination needs half
-    /// as long to take the batch apart.
-    fn regret(&self, raw: f64, current: f64) -> f64 {
-        let compress = self.compress_cost();
-        let send = self.ratio.0.unwrap_or(1.0) * raw;
-        (compress * 1.5 + send - current).max(compress / 4.0)
+    /// What a trial loses per byte if things go badly: from raw, nothing overlaps and the destination needs half as long to
+    /// take the batch apart; from another level, what it is worse in is not made up for by what it is better in.
+    fn regret(&self, raw: f64, in_use: Option<&Self>) -> f64 {
+        let (compress, ratio) = (self.compress_cost(), self.ratio.0.unwrap_or(1.0));
+        match in_use {
+            None => (compress * 1.5 + ratio * raw - raw).max(compress / 4.0),
+            Some(other) => {
+                let more_left = ratio - other.ratio.0.unwrap_or(0.0);
+                (compress - other.compress_cost()).max(0.0) + more_left.max(0.0) * raw
+            }
+        }
     }
 
     fn compress_cost(&self) -> f64 {
@@ -159,6 +184,7 @@ pub struct LevelController {
     arms: [Arm; LEVELS.len()],
     choice: Choice,
     phase: Phase,
+    tally: Tally,
     batches: u64,
     /// No trial before this many batches.
     next_trial: u64,
@@ -186,6 +212,7 @@ impl LevelController {
             arms: [Arm::default(); LEVELS.len()],
             choice: Choice::Raw,
             phase: Phase::Settled,
+            tally: Tally::default(),
             batches: 0,
             next_trial: 0,
             backoff: BACKOFF.0,
@@ -226,17 +253,17 @@ impl LevelController {
     pub fn sent(&mut self, sent: Sent) {
         self.batches += 1;
         self.total += sent.seconds;
-        let Some(cost) = sent.cost() else { return };
         if let Choice::Level(level) = sent.choice
             && let Some(arm) = arm_of(level).map(|index| &mut self.arms[index])
         {
-            let bytes = sent.page_bytes as f64;
+            let bytes = sent.page_bytes.max(1) as f64;
             arm.compress.add(sent.compress_seconds / bytes);
             arm.ratio.add(sent.wire_bytes as f64 / bytes);
         }
+        self.tally.add(&sent);
         match self.phase {
-            Phase::Trying { batches, then } => self.tried(&sent, cost, batches + 1, then),
-            Phase::Settled => self.settled(sent.choice, cost),
+            Phase::Trying { batches, then } => self.tried(&sent, batches + 1, then),
+            Phase::Settled => self.settled(),
         }
     }
 
@@ -260,12 +287,16 @@ impl LevelController {
             self.start(Choice::Raw);
             return;
         }
+        let in_use = match self.choice {
+            Choice::Raw => None,
+            Choice::Level(level) => arm_of(level).map(|index| &self.arms[index]),
+        };
         let best = self
             .arms
             .iter()
             .zip(LEVELS)
             .filter(|(_, level)| self.choice != Choice::Level(*level))
-            .filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.regret(raw, current), level)))
+            .filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.regret(raw, in_use), level)))
             .min_by(|a, b| a.0.total_cmp(&b.0));
         if let Some((expected, regret, level)) = best
             && expected < current * MARGIN
@@ -278,6 +309,7 @@ impl LevelController {
     fn start(&mut self, choice: Choice) {
         self.phase = Phase::Trying { batches: 0, then: self.choice };
         self.choice = choice;
+        self.tally = Tally::default();
         if let Choice::Level(level) = choice
             && let Some(index) = arm_of(level)
         {
@@ -285,28 +317,38 @@ impl LevelController {
         }
     }
 
-    fn tried(&mut self, sent: &Sent, cost: f64, batches: u32, then: Choice) {
+    fn tried(&mut self, sent: &Sent, batches: u32, then: Choice) {
         let before = match then {
             Choice::Raw => self.raw.0,
             Choice::Level(level) => arm_of(level).and_then(|index| self.arms[index].measured.0),
         };
-        let before = before.or(self.raw.0).unwrap_or(cost);
+        let before = before.or(self.raw.0).unwrap_or(f64::INFINITY);
         // The first batch waits for what was sent before it, by the other choice.
         if batches > 1 {
-            self.spent += (cost - before).max(0.0) * sent.page_bytes as f64;
+            self.spent += (sent.seconds - before * sent.page_bytes as f64).max(0.0);
         }
-        if batches > TRIAL_BATCHES / 2 {
-            self.learn(self.choice, cost);
-        }
-        if batches < TRIAL_BATCHES && (batches == 1 || cost < 3.0 * before) {
-            self.phase = Phase::Trying { batches, then };
+        self.phase = Phase::Trying { batches, then };
+        if self.tally.batches < TALLY_BATCHES {
             return;
         }
-        self.learn_if_unknown(cost);
+        let cost = std::mem::take(&mut self.tally).cost();
+        if batches < TRIAL_BATCHES && cost.is_none_or(|cost| cost < 3.0 * before) {
+            return;
+        }
+        if let Some(cost) = cost {
+            if self.choice == Choice::Raw {
+                // What was known of raw is as old as the last look back.
+                self.raw = Average::default();
+            }
+            self.learn(self.choice, cost);
+        }
         self.phase = Phase::Settled;
         let tried = self.choice;
         self.choose_of(tried, then);
-        if self.choice == tried {
+        if tried == Choice::Raw && self.choice != tried {
+            // A look back that confirmed the level in use.
+            self.next_look_back = self.batches + LOOK_BACK;
+        } else if self.choice == tried {
             self.backoff = BACKOFF.0;
             self.next_look_back = self.batches + LOOK_BACK;
         } else {
@@ -328,12 +370,16 @@ impl LevelController {
         self.choice = if cost(winner) < raw * KEEP { winner } else { Choice::Raw };
     }
 
-    fn settled(&mut self, choice: Choice, cost: f64) {
-        self.learn(choice, cost);
-        if let Choice::Level(level) = choice
+    fn settled(&mut self) {
+        if self.tally.batches < TALLY_BATCHES {
+            return;
+        }
+        let Some(cost) = std::mem::take(&mut self.tally).cost() else { return };
+        self.learn(self.choice, cost);
+        if let Choice::Level(level) = self.choice
             && let Some(raw) = self.raw.0
             && let Some(index) = arm_of(level)
-            && self.arms[index].measured.0.is_some_and(|measured| measured > raw)
+            && self.arms[index].measured.0.is_some_and(|measured| measured > raw * GIVE_UP)
         {
             // The data, the wire or the CPU changed. What was measured of other levels was of another time too.
             self.choice = Choice::Raw;
@@ -353,14 +399,6 @@ impl LevelController {
                     self.arms[index].measured.add(cost);
                 }
             }
-        }
-    }
-
-    fn learn_if_unknown(&mut self, cost: f64) {
-        if let Choice::Level(level) = self.choice
-            && arm_of(level).is_some_and(|index| self.arms[index].measured.0.is_none())
-        {
-            self.learn(self.choice, cost);
         }
     }
 

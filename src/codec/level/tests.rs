@@ -131,7 +131,7 @@ fn a_slow_wire_gets_the_level_that_is_best_for_it() {
         let best = LEVELS.map(|level| Wire::fixed(rate, COMPRESSIBLE, Choice::Level(level)));
         let best = best.into_iter().fold(0.0, f64::max);
         let chosen = Wire::fixed(rate, COMPRESSIBLE, controller.choice());
-        assert!(chosen > 0.88 * best, "at {rate:.1e}: {:?} {chosen:.3e} of {best:.3e}", controller.choice());
+        assert!(chosen > 0.88 * best, "at {rate:.1e}: {chosen:.3e} of {best:.3e}, {controller:?}");
     }
 }
 

@@ -97,5 +97,4 @@ impl DirtyTracker for KvmLogTracker {
 }
 
 #[cfg(test)]
-#[path = "kvm_tests.rs"]
 mod tests;

@@ -11,7 +11,7 @@ use super::fault::FaultPlan;
 use super::observe::DestinationReport;
 use crate::guest::{Guest, GuestError};
 use crate::migration::handover::Arrival;
-use crate::wire::control::Setup;
+pub use crate::wire::control::Setup;
 use driver::Driver;
 
 /// How migrations are received.

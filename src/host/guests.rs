@@ -1,13 +1,13 @@
 //! The guests that this program can hold, by kind: made anew, or as a skeleton for one that arrives.
 
 use crate::dirty::TrackerKind;
+use crate::engine::destination::Setup;
 use crate::guest::GuestError;
 use crate::guest::process::{Fill, ProcessConfig, ProcessGuest};
 use crate::guest::program::{ProgramConfig, SelfChecking};
 use crate::host::demo_options::GuestKind;
 use crate::host::holder_protocol::GuestSpec;
 use crate::memory::{Backing, HugePages};
-use crate::wire::control::Setup;
 
 /// A guest of any kind.
 pub type AnyGuest = Box<dyn SelfChecking>;

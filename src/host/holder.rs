@@ -8,7 +8,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::engine::cancel::{CancelHandle, cancel_pair};
-use crate::engine::destination::{ReceiveOptions, receive};
+use crate::engine::destination::{ReceiveOptions, Setup, receive};
 use crate::engine::endpoint::Endpoint;
 use crate::engine::fault::FaultPlan;
 use crate::engine::journal::Journal;
@@ -169,7 +169,7 @@ impl Holder {
         };
         let (endpoint, slot) = (Arc::clone(&self.endpoint), Arc::clone(&self.guest));
         self.spawn(cancel, move || {
-            let mut make = |setup: &crate::wire::control::Setup| guests::skeleton(setup, tracker);
+            let mut make = |setup: &Setup| guests::skeleton(setup, tracker);
             let place = endpoint.expect();
             emit(&Event::Receiving);
             let Some(received) = receive(place, &options, &mut make) else { return };

@@ -3,7 +3,6 @@
 //! Two threads per channel: one takes work from the queue ([`super::striping`]) and pushes it, one waits for what the
 //! destination confirms. They share one lock, which is held for a queue operation, never for I/O.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use super::handshake::dial;
 use super::mode::TransferMode;
 use super::pace::Pace;
 use super::path::{Path, interface_of};
+use super::report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 use super::striping::{Striping, Work};
 use super::worker::{Batched, Worker};
 use super::{lock, spawn};
@@ -47,79 +47,6 @@ pub struct SourceOptions {
     pub link_timeout: Duration,
     /// Failure injection: the channel of this number is cut after it has sent so many bytes.
     pub cut: Option<(usize, u64)>,
-}
-
-/// What happens in a source session.
-#[derive(Debug)]
-pub enum SessionEvent {
-    /// A round is over: every page of it is in the destination's memory, and nothing of it is under way any more.
-    Placed {
-        /// Which.
-        round: RoundId,
-        /// What it took.
-        stats: RoundStats,
-    },
-    /// A channel did not open or was lost. The others go on.
-    ChannelLost {
-        /// Its number.
-        channel: ChannelId,
-        /// Its path.
-        path: Path,
-        /// Why.
-        cause: SessionError,
-    },
-    /// The last channel was lost within a round; the round is over.
-    Failed {
-        /// Why.
-        cause: SessionError,
-        /// The pages of the round that the destination has not confirmed.
-        owed: PageSet,
-    },
-}
-
-/// What a round took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RoundStats {
-    /// Pages sent, zero pages among them. Those of a lost channel were sent again and count again.
-    pub pages: u64,
-    /// Pages that held only zero bytes, of which only the numbers were sent.
-    pub zero_pages: u64,
-    /// Bytes of the other pages, before compression.
-    pub payload_bytes: u64,
-    /// Bytes that were sent, headers included.
-    pub wire_bytes: u64,
-}
-
-/// How a channel stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChannelStats {
-    /// Its number.
-    pub id: ChannelId,
-    /// This end.
-    pub local: SocketAddr,
-    /// The other end.
-    pub remote: SocketAddr,
-    /// The interface of this end, where the address belongs to one.
-    pub interface: Option<String>,
-    /// Bytes that went over it, headers included.
-    pub bytes: u64,
-    /// Whether it is in use.
-    pub alive: bool,
-    /// How it transfers.
-    pub mode: TransferMode,
-}
-
-/// How a session stands.
-#[derive(Clone, Debug, Default)]
-pub struct SessionStats {
-    /// Each channel that ever opened.
-    pub channels: Vec<ChannelStats>,
-    /// Pages that the destination has confirmed, over all rounds.
-    pub placed_pages: u64,
-    /// Pages of the round under way that it has not confirmed.
-    pub remaining_pages: u64,
-    /// Bytes sent over all channels, headers included.
-    pub wire_bytes: u64,
 }
 
 /// Places pages of a guest in the destination's memory, in rounds. Dropping it ends it, as [`SourceSession::close`] does.

@@ -23,7 +23,7 @@ use crate::channel::{ChannelError, ChannelLink, ChannelReceipts, OpenChannel};
 use crate::memory::GuestMemory;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId};
-use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
+use crate::wire::data::{BarrierId, ChannelId, FENCED_BYTES, HEADER_BYTES, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, Preamble, Purpose, Secret};
 
 /// How a source session is opened.
@@ -336,7 +336,13 @@ impl SourceShared {
                     idle = true;
                     state = self.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
-                work => return Some((work, idle)),
+                work => {
+                    // Counted before it is sent: its confirmation ends the round, and may be faster than this thread.
+                    if let Work::Barrier { fenced, .. } = &work {
+                        state.count(id, (HEADER_BYTES + fenced.len() * FENCED_BYTES) as u64);
+                    }
+                    return Some((work, idle));
+                }
             }
         }
     }
@@ -349,7 +355,6 @@ impl SourceShared {
     pub(super) fn sent(&self, id: ChannelId, batch: &Batched) -> u64 {
         let now = self.now();
         let mut state = self.lock();
-        state.wire_bytes += batch.wire_bytes;
         if let Some(pace) = &mut state.pace {
             pace.charge(now, batch.wire_bytes);
         }
@@ -357,14 +362,11 @@ impl SourceShared {
             state.round.pages += batch.pages;
             state.round.zero_pages += batch.zero_pages;
             state.round.payload_bytes += (batch.pages - batch.zero_pages) * PAGE_SIZE;
-            state.round.wire_bytes += batch.wire_bytes;
         }
         if batch.pages > 0 {
             state.striping.posted(id, batch.sequence);
         }
-        let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id) else { return 0 };
-        lane.bytes += batch.wire_bytes;
-        lane.bytes
+        state.count(id, batch.wire_bytes)
     }
 
     /// The thread that waits for what the destination confirms on a channel.
@@ -456,6 +458,17 @@ impl SourceShared {
 impl State {
     fn is_alive(&self, id: ChannelId) -> bool {
         self.lanes.iter().any(|lane| lane.id == id && lane.alive)
+    }
+
+    /// Counts bytes that a channel sends; answers how many it has sent in all.
+    fn count(&mut self, id: ChannelId, bytes: u64) -> u64 {
+        self.wire_bytes += bytes;
+        if self.striping.round().is_some() {
+            self.round.wire_bytes += bytes;
+        }
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else { return 0 };
+        lane.bytes += bytes;
+        lane.bytes
     }
 
     fn abort_round(&mut self) -> PageSet {

@@ -3,6 +3,7 @@
 pub mod channel;
 pub mod codec;
 pub mod dirty;
+pub mod engine;
 pub mod guest;
 #[cfg(feature = "cli")]
 pub mod host;

@@ -4,12 +4,13 @@
 //! misses one of them fails instead of being skipped. `PAGEFERRY_SKIP_LOG=FILE` gets a line for each skip, so that
 //! `scripts/test` can say at its end what was not tested.
 
+use std::error::Error;
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use crate::sys::probe;
+use crate::sys::userfaultfd::{Features, Stops, Userfaultfd};
 
 /// The oldest QEMU that the adapter is made for (multifd and the mapped RAM that it builds on).
 const OLDEST_QEMU: u32 = 10;
@@ -54,8 +55,12 @@ impl Need {
                 opened.err().map(|error| format!("/dev/kvm does not open: {error}"))
             }
             Self::Uffd => {
-                let probed = probe::asynchronous_write_protection();
-                probed.err().map(|error| format!("userfaultfd does not offer WP_ASYNC: {error}"))
+                let features = Features::ASYNC.and(Features::UNPOPULATED).and(Features::SHARED_AND_HUGETLB);
+                let opened = Userfaultfd::open(Stops::UserSpace, features);
+                opened.err().map(|error| match error.source() {
+                    Some(cause) => format!("{error}: {cause}"),
+                    None => error.to_string(),
+                })
             }
             Self::Netns => missing_namespaces(),
             Self::Qemu => missing_qemu(),

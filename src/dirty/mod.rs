@@ -40,7 +40,8 @@ pub trait DirtyTracker: Send {
 }
 
 /// The sources of dirty pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TrackerKind {
     /// KVM's dirty bitmap, cleared by hand (`KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2`).
     Log,

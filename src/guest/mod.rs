@@ -70,6 +70,44 @@ pub trait Guest: Send {
     fn throttle(&mut self, percent: u8) -> Result<(), GuestError>;
 }
 
+impl<G: Guest + ?Sized> Guest for Box<G> {
+    fn memory(&self) -> GuestMemory {
+        (**self).memory()
+    }
+
+    fn dirty_tracker(&mut self) -> Result<Box<dyn DirtyTracker>, GuestError> {
+        (**self).dirty_tracker()
+    }
+
+    fn config(&self) -> Result<Vec<u8>, GuestError> {
+        (**self).config()
+    }
+
+    fn touched(&self) -> Result<crate::pageset::PageSet, GuestError> {
+        (**self).touched()
+    }
+
+    fn pause(&mut self) -> Result<(), GuestError> {
+        (**self).pause()
+    }
+
+    fn resume(&mut self) -> Result<(), GuestError> {
+        (**self).resume()
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        (**self).save_state()
+    }
+
+    fn load_state(&mut self, state: &[u8], stopped_for: Duration) -> Result<(), GuestError> {
+        (**self).load_state(state, stopped_for)
+    }
+
+    fn throttle(&mut self, percent: u8) -> Result<(), GuestError> {
+        (**self).throttle(percent)
+    }
+}
+
 /// The largest guest configuration, in bytes: several times the largest CPUID table with every memory slot named.
 pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// The largest CPU and device state, in bytes. A vCPU's is below 32 KiB (xsave with AMX tiles is the largest part).

@@ -5,7 +5,8 @@ use std::time::Duration;
 use crate::guest::{Guest, GuestError};
 
 /// What a built-in guest does with its memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Program {
     /// Writes nothing but its heartbeat, once each page has been written.
     Idle,
@@ -82,6 +83,6 @@ pub trait SelfChecking: Guest {
     /// What came out of the guest's serial port (or its like) since the last call.
     fn console(&mut self) -> String;
 
-    /// This guest as the interface that a migration uses.
-    fn as_guest(&mut self) -> &mut dyn Guest;
+    /// The word for its kind that the destination makes the same by: `kvm`, `process`.
+    fn kind_name(&self) -> &'static str;
 }

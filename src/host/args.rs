@@ -1,5 +1,6 @@
 //! The command line: what each flag is called and what it takes. It ends in plain data and starts nothing.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,11 +9,13 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::dirty::TrackerKind;
+use crate::engine::fault::{FaultPlan, FaultPlanError};
 use crate::guest::program::Program;
-use crate::host::demo_options::{
-    AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS, Mode, OnNoConvergence,
-};
+use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS};
+use crate::host::holder::HolderOptions;
 use crate::host::quantity;
+use crate::migration::convergence::OnNoConvergence;
+use crate::session::mode::TransferMode;
 
 /// Moves the memory of a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -30,6 +33,9 @@ const EXIT_CODES: &str = "Exit codes: 0 the guest moved; 1 it did not and runs a
 enum Command {
     /// Start a source and a destination on this machine, move a running guest between them, and report.
     Demo(DemoArguments),
+    /// Hold a guest and obey a supervisor on stdin. Started by `demo`; not for people.
+    #[command(hide = true)]
+    Holder(HolderArguments),
 }
 
 /// What the program was asked to do.
@@ -37,6 +43,8 @@ enum Command {
 pub enum Request {
     /// `pageferry demo`.
     Demo(DemoOptions),
+    /// `pageferry holder`.
+    Holder(HolderOptions),
 }
 
 /// The command line of this process.
@@ -56,6 +64,7 @@ pub fn parse_from(
 ) -> Result<Request, clap::Error> {
     match Arguments::try_parse_from(arguments)?.command {
         Command::Demo(demo) => demo.options().map(Request::Demo),
+        Command::Holder(holder) => Ok(Request::Holder(holder.options())),
     }
 }
 
@@ -70,6 +79,9 @@ struct DemoArguments {
     /// The guest's memory.
     #[arg(long, value_name = "SIZE", default_value = "1GiB", value_parser = quantity::memory)]
     memory: u64,
+    /// How much of it the guest's program uses, from the lowest page on. Without it: all.
+    #[arg(long, value_name = "SIZE", value_parser = quantity::memory)]
+    touch: Option<u64>,
     /// The guest's vCPUs, 1 to 4.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=i64::from(MAX_VCPUS)))]
     vcpus: u8,
@@ -78,7 +90,7 @@ struct DemoArguments {
     dirty_rate: u64,
     /// How the memory travels.
     #[arg(long, default_value = "auto")]
-    mode: Mode,
+    mode: TransferMode,
     /// How many connections carry it, over all paths together.
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
     channels: u16,
@@ -106,12 +118,50 @@ struct DemoArguments {
     /// Where the two hosts keep their journals. Without it: a directory that is removed at the end.
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// What is to go wrong in the process at the source: kill@ready, cut:0@1048576, ... For tests.
+    #[arg(long, value_name = "FAULT", hide = true, value_parser = fault)]
+    source_fault: Option<String>,
+    /// What is to go wrong in the process at the destination. For tests.
+    #[arg(long, value_name = "FAULT", hide = true, value_parser = fault)]
+    destination_fault: Option<String>,
     /// Print the report as one JSON object on stdout, and nothing else there.
     #[arg(long)]
     json: bool,
     /// Log more of what happens, to stderr.
     #[arg(long)]
     verbose: bool,
+}
+
+#[derive(Debug, Args)]
+struct HolderArguments {
+    /// Where to listen for guests.
+    #[arg(long, value_name = "ADDRESS:PORT", required = true)]
+    listen: Vec<SocketAddr>,
+    /// Where the journal is.
+    #[arg(long, value_name = "DIR")]
+    state_dir: PathBuf,
+    /// What is to go wrong, for tests.
+    #[arg(long, value_name = "FAULT")]
+    fault: Option<FaultPlan>,
+    /// Log more of what happens, to stderr.
+    #[arg(long)]
+    verbose: bool,
+}
+
+impl HolderArguments {
+    fn options(self) -> HolderOptions {
+        HolderOptions {
+            listen: self.listen,
+            state_dir: self.state_dir,
+            faults: self.fault.unwrap_or_default(),
+            verbose: self.verbose,
+        }
+    }
+}
+
+/// A fault as it was written, checked.
+fn fault(text: &str) -> Result<String, FaultPlanError> {
+    text.parse::<FaultPlan>().map(|_| text.to_owned())
 }
 
 impl DemoArguments {
@@ -137,6 +187,7 @@ impl DemoArguments {
             guest: self.guest,
             program: self.program,
             memory_bytes: self.memory,
+            touch_bytes: self.touch,
             vcpus: self.vcpus,
             dirty_bytes_per_second: self.dirty_rate,
             mode: self.mode,
@@ -149,6 +200,8 @@ impl DemoArguments {
             moves: self.moves,
             seed: self.seed,
             state_dir: self.state_dir,
+            source_fault: self.source_fault,
+            destination_fault: self.destination_fault,
             json: self.json,
             verbose: self.verbose,
         })
@@ -176,8 +229,8 @@ macro_rules! named_values {
 
 named_values!(GuestKind, [Self::Kvm, Self::Process]);
 named_values!(Program, Self::ALL);
-named_values!(Mode, [Self::Tcp, Self::Compression, Self::Rdma, Self::Auto]);
-named_values!(OnNoConvergence, [Self::Cancel, Self::Switch, Self::Throttle]);
+named_values!(TransferMode, Self::ALL);
+named_values!(OnNoConvergence, Self::ALL);
 // The synthetic tracker is for tests only.
 named_values!(TrackerKind, [Self::Log, Self::Ring, Self::Pagemap]);
 
@@ -187,7 +240,10 @@ mod tests {
 
     fn demo(flags: &str) -> Result<DemoOptions, clap::Error> {
         let words = ["pageferry", "demo"].into_iter().chain(flags.split_whitespace());
-        parse_from(words).map(|Request::Demo(options)| options)
+        parse_from(words).map(|request| match request {
+            Request::Demo(options) => options,
+            Request::Holder(_) => panic!("demo was asked for"),
+        })
     }
 
     #[test]
@@ -200,7 +256,7 @@ mod tests {
         let options = demo("").unwrap();
         assert_eq!((options.guest, options.memory_bytes, options.vcpus), (None, 1 << 30, 1));
         assert_eq!((options.program, options.dirty_bytes_per_second), (Program::Uniform, 100 << 20));
-        assert_eq!((options.mode, options.channels, options.paths.len()), (Mode::Auto, 2, 0));
+        assert_eq!((options.mode, options.channels, options.paths.len()), (TransferMode::Auto, 2, 0));
         assert_eq!(options.downtime_limit, Duration::from_millis(300));
         assert_eq!(options.on_no_convergence, OnNoConvergence::Cancel);
         assert_eq!((options.max_rounds, options.moves, options.json), (30, 1, false));
@@ -209,18 +265,19 @@ mod tests {
     #[test]
     fn every_flag_arrives() {
         let options = demo(
-            "--guest process --program hotset --memory 256MiB --vcpus 4 --dirty-rate 1Gbit/s --mode compression \
+            "--guest process --program hotset --memory 256MiB --touch 64MiB --vcpus 4 --dirty-rate 1Gbit/s --mode compression \
              --channels 3 --path 127.0.0.1-127.0.0.2 --path ::1-::1 --downtime-limit 50ms --dirty-tracker pagemap \
-             --on-no-convergence throttle --max-rounds 7 --moves 10 --seed 42 --state-dir /tmp/x --json --verbose",
+             --on-no-convergence throttle --max-rounds 7 --moves 10 --seed 42 --state-dir /tmp/x --source-fault kill@ready --json --verbose",
         )
         .unwrap();
         let expected = DemoOptions {
             guest: Some(GuestKind::Process),
             program: Program::Hotset,
             memory_bytes: 256 << 20,
+            touch_bytes: Some(64 << 20),
             vcpus: 4,
             dirty_bytes_per_second: 125_000_000,
-            mode: Mode::Compression,
+            mode: TransferMode::Compression,
             channels: 3,
             paths: vec!["127.0.0.1-127.0.0.2".parse().unwrap(), "::1-::1".parse().unwrap()],
             downtime_limit: Duration::from_millis(50),
@@ -230,6 +287,8 @@ mod tests {
             moves: 10,
             seed: 42,
             state_dir: Some(PathBuf::from("/tmp/x")),
+            source_fault: Some("kill@ready".into()),
+            destination_fault: None,
             json: true,
             verbose: true,
         };

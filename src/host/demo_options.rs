@@ -6,12 +6,17 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::dirty::TrackerKind;
 use crate::guest::program::Program;
 use crate::host::quantity::QuantityError;
+use crate::migration::convergence::OnNoConvergence;
+use crate::session::mode::TransferMode;
 
 /// What moves.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum GuestKind {
     /// A microVM on `/dev/kvm`.
     Kvm,
@@ -26,29 +31,6 @@ impl GuestKind {
         match self {
             Self::Kvm => "kvm",
             Self::Process => "process",
-        }
-    }
-}
-
-/// What happens when the guest dirties its memory faster than it can be sent.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OnNoConvergence {
-    /// The migration ends; the guest goes on at the source.
-    Cancel,
-    /// The guest is paused all the same, and the downtime is longer than its limit.
-    Switch,
-    /// The guest's vCPUs get less and less time until its pages can be sent.
-    Throttle,
-}
-
-impl OnNoConvergence {
-    /// The word for it on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Cancel => "cancel",
-            Self::Switch => "switch",
-            Self::Throttle => "throttle",
         }
     }
 }
@@ -91,12 +73,14 @@ pub struct DemoOptions {
     pub program: Program,
     /// The guest's memory in bytes: whole pages, not 0.
     pub memory_bytes: u64,
+    /// How much of it the program uses; `None` is all.
+    pub touch_bytes: Option<u64>,
     /// The guest's vCPUs, 1 to [`MAX_VCPUS`].
     pub vcpus: u8,
     /// How much the guest dirties, in bytes per second.
     pub dirty_bytes_per_second: u64,
     /// How its memory travels.
-    pub mode: Mode,
+    pub mode: TransferMode,
     /// How many channels, over all paths together, 1 to [`MAX_CHANNELS`].
     pub channels: usize,
     /// The paths; none means loopback.
@@ -115,6 +99,10 @@ pub struct DemoOptions {
     pub seed: u64,
     /// Where the journals are kept. `None` is a directory that goes away with the demonstration.
     pub state_dir: Option<PathBuf>,
+    /// What is to go wrong in the process at the source, for tests; see [`crate::engine::fault`].
+    pub source_fault: Option<String>,
+    /// What is to go wrong in the process at the destination.
+    pub destination_fault: Option<String>,
     /// Whether the report goes out as JSON.
     pub json: bool,
     /// Whether more of what happens is logged.
@@ -125,32 +113,6 @@ pub struct DemoOptions {
 pub const MAX_VCPUS: u8 = 4;
 /// The most channels of one migration: past a few per path they only cost threads.
 pub const MAX_CHANNELS: usize = 64;
-
-/// How memory travels: the modes of design.md.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// Uncompressed.
-    Tcp,
-    /// zstd where it pays.
-    Compression,
-    /// RDMA where both ends have it, else TCP.
-    Rdma,
-    /// The fastest that both ends have.
-    Auto,
-}
-
-impl Mode {
-    /// The word for it on the command line and in JSON.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Compression => "compression",
-            Self::Rdma => "rdma",
-            Self::Auto => "auto",
-        }
-    }
-}
 
 #[cfg(test)]
 mod tests {

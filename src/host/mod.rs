@@ -1,9 +1,16 @@
-//! What stands around a migration on a host: what a person asks for, sees while it runs, and gets told at the end.
+//! What stands around a migration on a host: what a person asks for, sees while it runs, and gets told at the end; and the
+//! process that holds a guest.
 
 pub mod args;
 pub mod demo;
 pub mod demo_options;
 pub mod exit;
+pub mod guests;
+pub mod holder;
+mod holder_convert;
+pub mod holder_protocol;
+pub mod logging;
 pub mod progress;
 pub mod quantity;
 pub mod report;
+pub mod supervise;

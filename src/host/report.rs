@@ -7,8 +7,9 @@ mod text;
 use serde::{Serialize, Serializer};
 
 use crate::dirty::TrackerKind;
-use crate::host::demo_options::{GuestKind, Mode};
+use crate::host::demo_options::GuestKind;
 use crate::host::exit::Exit;
+use crate::session::mode::TransferMode;
 
 /// How a migration ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -60,15 +61,6 @@ pub struct RoundReport {
     pub dirtied: u64,
 }
 
-/// A named part of the migration and how long it took.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct PhaseReport {
-    /// The phase, in the words of the progress line.
-    pub name: String,
-    /// How long it took.
-    pub seconds: f64,
-}
-
 /// Everything that is told at the end. What is not known, because the migration did not get that far, is `None`.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -86,10 +78,10 @@ pub struct Report {
     pub dirty_tracker: Option<TrackerKind>,
     /// The mode that was asked for.
     #[serde(serialize_with = "named")]
-    pub mode_requested: Mode,
+    pub mode_requested: TransferMode,
     /// The mode that was used.
     #[serde(serialize_with = "maybe_named")]
-    pub mode_used: Option<Mode>,
+    pub mode_used: Option<TransferMode>,
     /// Why it is that one, as a sentence.
     pub mode_reason: Option<String>,
     /// The connections, lost ones included.
@@ -124,9 +116,8 @@ pub struct Report {
     pub ram_check: Option<String>,
     /// The share of its pace that the guest lost while its memory was copied: 0 is none, 1 is all.
     pub guest_slowdown: Option<f64>,
-    /// How long each phase took, in order.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub phases: Vec<PhaseReport>,
+    /// How often the guest moved; the figures are those of the last move.
+    pub moves: u32,
     /// What went wrong without stopping it: a lost channel, an error after the guest ran at the destination.
     pub warnings: Vec<String>,
 }
@@ -168,7 +159,7 @@ impl Named for TrackerKind {
     }
 }
 
-impl Named for Mode {
+impl Named for TransferMode {
     fn word(&self) -> &'static str {
         self.name()
     }

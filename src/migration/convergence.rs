@@ -23,7 +23,8 @@ const THROTTLE_STEP: u8 = 10;
 pub const THROTTLE_MOST: u8 = 99;
 
 /// What a host does with a guest that dirties pages faster than they can be sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnNoConvergence {
     /// Give up; the guest goes on at the source.
     #[default]

@@ -4,7 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 
 /// The transfer modes, as a host's configuration names them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum TransferMode {
     /// Pages as they are, over TCP.
     Tcp,

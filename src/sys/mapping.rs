@@ -153,6 +153,14 @@ impl Mapping {
         Ok(unsafe { madvise(self.start.as_ptr().cast(), self.bytes, advice) }?)
     }
 
+    /// The same memory as somebody else's, who keeps it mapped.
+    #[cfg(test)]
+    pub(crate) fn lent(owner: Arc<Self>) -> Self {
+        let (start, bytes) = (owner.start.as_ptr(), owner.bytes());
+        // SAFETY: `owner` is a mapping of that range, and is kept.
+        unsafe { Self::from_raw(start, bytes, owner) }.expect("the range of a mapping")
+    }
+
     /// Has the kernel write the content out and take it out of this process's page tables, as it does when it needs memory.
     #[cfg(test)]
     pub(crate) fn page_out(&self) -> io::Result<()> {

@@ -8,7 +8,6 @@
 pub mod kvm;
 pub mod mapping;
 pub mod pagemap;
-pub mod probe;
 pub mod scatter;
 pub mod socket;
 pub mod userfaultfd;

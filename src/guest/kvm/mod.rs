@@ -280,8 +280,8 @@ impl SelfChecking for KvmGuest {
         self.devices().console()
     }
 
-    fn as_guest(&mut self) -> &mut dyn Guest {
-        self
+    fn kind_name(&self) -> &'static str {
+        "kvm"
     }
 }
 

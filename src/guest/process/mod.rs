@@ -198,8 +198,8 @@ impl SelfChecking for ProcessGuest {
         self.shared.take_console()
     }
 
-    fn as_guest(&mut self) -> &mut dyn Guest {
-        self
+    fn kind_name(&self) -> &'static str {
+        "process"
     }
 }
 

@@ -29,8 +29,11 @@ impl fmt::Display for Report {
             writeln!(f, "\nChannels")?;
             writeln!(f, "{}", trimmed(&self.channels_table()))?;
         }
+        if !self.warnings.is_empty() {
+            writeln!(f, "\nWarnings")?;
+        }
         for warning in &self.warnings {
-            writeln!(f, "\nWarning: {warning}")?;
+            writeln!(f, "  {warning}")?;
         }
         Ok(())
     }
@@ -79,8 +82,11 @@ impl Report {
         }
         facts.push(("Guest's own check", self.check_line().to_owned()));
         facts.push(("Memory compared", self.equality_line()));
-        for phase in &self.phases {
-            facts.push(("Phase", format!("{}: {}", phase.name, seconds(phase.seconds))));
+        if self.moves > 1 {
+            facts.push((
+                "Moves",
+                format!("{}, back and forth; the figures are those of the last", self.moves),
+            ));
         }
         facts
     }

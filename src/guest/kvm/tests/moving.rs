@@ -55,7 +55,7 @@ fn a_move_in_the_middle_of_warm_up_or_verification_is_no_different() {
     // A walk takes some 100 ms, which a busy machine may let pass before the guest is paused.
     let request = (0..50).find_map(|_| {
         let request = guest.devices().request_verify();
-        wait_for("the walk", || guest.statuses(status::VERIFY_SEEN).all(|seen| seen == request.into()));
+        wait_for("the walk", || guest.statuses(status::VERIFY_SEEN).all(|seen| seen == u64::from(request)));
         guest.pause().unwrap();
         let walking = guest.statuses(status::WALK).any(|walk| walk != 0);
         if !walking {
@@ -66,7 +66,7 @@ fn a_move_in_the_middle_of_warm_up_or_verification_is_no_different() {
     let request = request.expect("a guest that is paused in its walk");
     let mut guest = moved(&mut guest);
     guest.resume().unwrap();
-    wait_for("the walk's end", || guest.statuses(status::VERIFY_DONE).all(|done| done == request.into()));
+    wait_for("the walk's end", || guest.statuses(status::VERIFY_DONE).all(|done| done == u64::from(request)));
     assert_eq!(guest.verify_all().unwrap().corrupt, 0);
 }
 

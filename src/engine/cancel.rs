@@ -1,0 +1,33 @@
+//! Asking a migration to stop, from another thread.
+
+use crossbeam_channel::{Receiver, Sender, bounded, never};
+
+/// Cancels; any number of times, from any thread.
+#[derive(Clone, Debug)]
+pub struct CancelHandle(Sender<()>);
+
+/// The migration's end of it.
+#[derive(Clone, Debug)]
+pub struct CancelSignal(pub(super) Receiver<()>);
+
+/// A handle and the signal that goes into the options of one migration.
+#[must_use]
+pub fn cancel_pair() -> (CancelHandle, CancelSignal) {
+    let (sender, receiver) = bounded(1);
+    (CancelHandle(sender), CancelSignal(receiver))
+}
+
+impl CancelHandle {
+    /// Asks the migration to stop. It has no effect once the guest may run at the destination.
+    pub fn cancel(&self) {
+        // A full channel has been asked already; a closed one has ended.
+        let _ = self.0.try_send(());
+    }
+}
+
+impl Default for CancelSignal {
+    /// A signal that never comes.
+    fn default() -> Self {
+        Self(never())
+    }
+}

@@ -1,0 +1,177 @@
+//! Where a host listens: takes in migrations, and answers questions about tokens for as long as it lives.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+
+use super::chain;
+use super::journal::Journal;
+use crate::migration::handover::answer_without_guest;
+use crate::session::SessionError;
+use crate::session::listener::{Listener, ListenerEvent, ListenerOptions, PendingLink, QueryConnection};
+use crate::wire::control::Message;
+use crate::wire::preamble::MigrationId;
+
+/// The listening side of a host.
+pub struct Endpoint {
+    /// `None` only while this value is dropped.
+    listener: Option<Listener>,
+    journal: Journal,
+    shared: Arc<Shared>,
+    arrivals: Receiver<(MigrationId, PendingLink)>,
+    router: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Shared {
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// How many receivers wait for a migration.
+    waiting: usize,
+    /// Migrations under way, and who answers for them.
+    live: HashMap<MigrationId, Sender<QueryConnection>>,
+}
+
+impl Shared {
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        // The state is a counter and a map, whole after each statement.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Endpoint {
+    /// Listens on every address. Questions are answered from now on; a migration is taken when [`super::destination::receive`]
+    /// waits for one, and refused as busy otherwise.
+    ///
+    /// # Errors
+    /// [`SessionError`] naming the address that cannot be bound.
+    pub fn bind(addresses: &[SocketAddr], journal: Journal) -> Result<Self, SessionError> {
+        let (sender, events) = unbounded();
+        let listener = Listener::bind(addresses, ListenerOptions::default(), sender)?;
+        let (arrived, arrivals) = unbounded();
+        let shared = Arc::new(Shared::default());
+        let router = Router { shared: Arc::clone(&shared), journal: journal.clone(), arrived };
+        let thread = std::thread::Builder::new()
+            .name("pf-endpoint".into())
+            .spawn(move || events.into_iter().for_each(|event| router.route(event)))
+            .map_err(|cause| SessionError::Thread { what: "pf-endpoint".into(), cause })?;
+        Ok(Self { listener: Some(listener), journal, shared, arrivals, router: Some(thread) })
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn local_addresses(&self) -> Vec<SocketAddr> {
+        self.listener().local_addresses().to_vec()
+    }
+
+    pub(super) fn listener(&self) -> &Listener {
+        self.listener.as_ref().expect("it is there until the endpoint is dropped")
+    }
+
+    pub(super) fn journal(&self) -> &Journal {
+        &self.journal
+    }
+
+    /// Says that a receiver waits, and gives the channel on which its migration comes.
+    pub(super) fn wait_for_migration(&self) -> &Receiver<(MigrationId, PendingLink)> {
+        self.shared.state().waiting += 1;
+        &self.arrivals
+    }
+
+    /// A receiver that waited no longer does.
+    pub(super) fn stop_waiting(&self) {
+        let mut state = self.shared.state();
+        state.waiting = state.waiting.saturating_sub(1);
+    }
+
+    /// Has questions about a migration come to whoever runs it.
+    pub(super) fn answer_for(&self, migration: MigrationId) -> Receiver<QueryConnection> {
+        let (sender, receiver) = unbounded();
+        self.shared.state().live.insert(migration, sender);
+        receiver
+    }
+
+    /// The migration is over: the journal answers for it from now on, and answers what has come meanwhile.
+    pub(super) fn journal_answers(&self, migration: MigrationId, left: &Receiver<QueryConnection>) {
+        self.shared.state().live.remove(&migration);
+        for question in left.try_iter() {
+            answer_from_journal(&self.journal, question);
+        }
+    }
+}
+
+impl Drop for Endpoint {
+    fn drop(&mut self) {
+        // The router ends when nothing can come in any more.
+        self.listener = None;
+        if let Some(router) = self.router.take() {
+            let _ = router.join();
+        }
+    }
+}
+
+struct Router {
+    shared: Arc<Shared>,
+    journal: Journal,
+    arrived: Sender<(MigrationId, PendingLink)>,
+}
+
+impl Router {
+    fn route(&self, event: ListenerEvent) {
+        match event {
+            ListenerEvent::NewMigration { migration, link } => {
+                let mut state = self.shared.state();
+                if state.waiting == 0 {
+                    drop(state);
+                    return link.refuse("this host is not waiting for a guest, or is busy with another one");
+                }
+                state.waiting -= 1;
+                // The receiver waits on the other end of an unbounded channel.
+                let _ = self.arrived.send((migration, link));
+            }
+            ListenerEvent::Query { migration, connection } => {
+                let live = self.shared.state().live.get(&migration).cloned();
+                let left = match live {
+                    Some(live) => live.send(connection).err().map(|unsent| unsent.0),
+                    None => Some(connection),
+                };
+                if let Some(connection) = left {
+                    answer_from_journal(&self.journal, connection);
+                }
+            }
+        }
+    }
+}
+
+/// Answers a question about a token whose guest nobody here holds.
+pub(super) fn answer_from_journal(journal: &Journal, connection: QueryConnection) {
+    let answer = match Message::decode(connection.request()) {
+        Ok(asked) => decide_from_journal(journal, &asked),
+        Err(error) => Message::Abort(format!("that is no message: {}", chain(&error))),
+    };
+    tracing::info!(answer = answer.name(), "a question about a token is answered from the journal");
+    if let Err(error) = connection.answer(&answer.encode()) {
+        tracing::info!("the one who asked has gone, and will ask again: {}", chain(&error));
+    }
+}
+
+fn decide_from_journal(journal: &Journal, asked: &Message) -> Message {
+    let (Message::Query(token) | Message::Commit(token)) = asked else {
+        return answer_without_guest(asked, None).1;
+    };
+    let recorded = journal.decision(*token);
+    let decided = recorded.and_then(|recorded| match answer_without_guest(asked, recorded) {
+        (None, answer) => Ok(answer),
+        // Someone may decide at the same moment: what stands is the answer.
+        (Some(decision), _) => {
+            journal.decide(*token, decision).map(|stands| answer_without_guest(asked, Some(stands)).1)
+        }
+    });
+    decided.unwrap_or_else(|error| Message::Abort(chain(&error)))
+}

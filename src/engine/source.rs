@@ -1,0 +1,149 @@
+//! The source's end of a migration: one loop that owns the machine, and one function around it.
+
+mod driver;
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::unbounded;
+
+use super::cancel::CancelSignal;
+use super::cpu::CpuMeter;
+use super::fault::FaultPlan;
+use super::journal::Journal;
+use super::observe::{Progress, SourceReport};
+use crate::guest::Guest;
+use crate::migration::convergence::Limits;
+use crate::migration::handover::Outcome;
+use crate::migration::source::Patience;
+use crate::session::control::{ControlLink, ControlOptions};
+use crate::session::mode::{self, TransferMode};
+use crate::session::path::Path;
+use crate::wire::preamble::MigrationId;
+use driver::Driver;
+
+/// How one migration is to be done. The defaults are a host's that has said nothing.
+#[derive(Clone, Debug)]
+pub struct MigrateOptions {
+    /// What people call the guest.
+    pub name: String,
+    /// Which adapter the destination needs to make it (`kvm`, `process`, or the embedder's word).
+    pub guest: String,
+    /// Address pairs to the destination, the preferred first. Not empty.
+    pub paths: Vec<Path>,
+    /// How many channels, over all paths together.
+    pub channels: usize,
+    /// How memory travels.
+    pub mode: TransferMode,
+    /// The most bytes per second on the wire, all channels together.
+    pub rate_cap: Option<u64>,
+    /// When to stop and copy, and what to do when that does not come.
+    pub limits: Limits,
+    /// How long to wait for the peer's answers.
+    pub patience: Patience,
+    /// When a connection counts as dead.
+    pub control: ControlOptions,
+    /// Whether RAM at the pause is digested, to be compared with the destination's.
+    pub digest_ram: bool,
+    /// Stops it.
+    pub cancel: CancelSignal,
+    /// What is to go wrong, in tests.
+    pub faults: FaultPlan,
+}
+
+impl MigrateOptions {
+    /// Options for a guest of this name and kind to one address.
+    #[must_use]
+    pub fn new(name: &str, guest: &str, paths: Vec<Path>) -> Self {
+        Self {
+            name: name.to_owned(),
+            guest: guest.to_owned(),
+            paths,
+            channels: 2,
+            mode: TransferMode::Compression,
+            rate_cap: None,
+            limits: Limits::default(),
+            patience: Patience::default(),
+            control: ControlOptions::default(),
+            digest_ram: false,
+            cancel: CancelSignal::default(),
+            faults: FaultPlan::default(),
+        }
+    }
+}
+
+/// Moves a running guest to a destination that waits in [`super::destination::receive`].
+///
+/// It always answers with a report, whose [`Outcome`] says where the guest is: at the destination (this one is stopped and
+/// may be dropped), here and running, or in doubt (stopped here; [`super::recovery`] asks on). `observer` is called about ten
+/// times a second from this thread.
+pub fn migrate<G: Guest + ?Sized>(
+    guest: &mut G,
+    options: &MigrateOptions,
+    journal: &Journal,
+    observer: &mut dyn FnMut(&Progress),
+) -> SourceReport {
+    let began = Instant::now();
+    let cpu = CpuMeter::start();
+    let mut report = empty_report(guest, options);
+    let outcome = run(guest, options, journal, observer, &mut report, began);
+    report.outcome = outcome;
+    report.total = began.elapsed();
+    report.cpu = cpu.elapsed();
+    if options.digest_ram && matches!(report.outcome, Outcome::Completed { .. }) {
+        driver::digest(guest, &mut report);
+    }
+    report
+}
+
+fn run<G: Guest + ?Sized>(
+    guest: &mut G,
+    options: &MigrateOptions,
+    journal: &Journal,
+    observer: &mut dyn FnMut(&Progress),
+    report: &mut SourceReport,
+    began: Instant,
+) -> Outcome {
+    let rolled_back = |cause: String| Outcome::RolledBack { cause };
+    let id = match super::draw() {
+        Ok(id) => MigrationId(id),
+        Err(cause) => return rolled_back(format!("no random numbers for a new migration: {cause}")),
+    };
+    report.migration = id;
+    let setup = match driver::setup(guest, options) {
+        Ok(setup) => setup,
+        Err(cause) => return rolled_back(super::chain(&cause)),
+    };
+    report.touched_bytes = setup.touched_pages * crate::units::PAGE_SIZE;
+    let (link_sender, link_events) = unbounded();
+    let link = match ControlLink::dial(&options.paths, id, options.control, link_sender) {
+        Ok(link) => link,
+        Err(cause) => return rolled_back(super::chain(&cause)),
+    };
+    tracing::info!(migration = %id, guest = options.name, mode = options.mode.name(), "migration begins");
+    let mut driver = Driver::new(guest, options, journal, id, (link, link_events), setup, began);
+    let outcome = driver.run(observer);
+    driver.close(report);
+    tracing::info!(migration = %id, ?outcome, "migration ends");
+    outcome
+}
+
+fn empty_report<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> SourceReport {
+    let resolved = mode::resolve(options.mode, mode::Capabilities::OURS, mode::Capabilities::OURS);
+    SourceReport {
+        migration: MigrationId([0; 16]),
+        outcome: Outcome::RolledBack { cause: String::new() },
+        mode_requested: options.mode,
+        mode_used: resolved.used,
+        mode_reason: resolved.reason,
+        channels: Vec::new(),
+        rounds: Vec::new(),
+        memory_bytes: guest.memory().layout().total_bytes(),
+        touched_bytes: 0,
+        total: Duration::ZERO,
+        paused: Duration::ZERO,
+        cpu: Duration::ZERO,
+        throttle: 0,
+        ram: None,
+        warnings: Vec::new(),
+    }
+}

@@ -1,0 +1,473 @@
+//! The source's loop: takes an event, tells the machine, performs what the machine says.
+
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, never, select, unbounded};
+
+use super::MigrateOptions;
+use crate::dirty::DirtyTracker;
+use crate::engine::fault::{FaultPlan, FaultPoint};
+use crate::engine::journal::Journal;
+use crate::engine::observe::{ChannelRecord, Progress, RamDigest, SourceReport};
+use crate::engine::{chain, wall_clock};
+use crate::guest::{Guest, GuestError};
+use crate::memory::GuestMemory;
+use crate::memory::snapshot::MemoryDigest;
+use crate::migration::handover::{Outcome, SourceRecord};
+use crate::migration::source::{PhaseName, PlacedStats, Source, SourceAction, SourceConfig, SourceInput};
+use crate::pageset::PageSet;
+use crate::session::control::{ControlLink, LinkEvent};
+use crate::session::mode::{self, Capabilities, Resolved};
+use crate::session::query;
+use crate::session::source::{SessionEvent, SessionStats, SourceOptions, SourceSession};
+use crate::units::PAGE_SIZE;
+use crate::wire::control::{Accept, MAX_CONFIG_BYTES, MAX_STATE_BYTES, Message, Setup};
+use crate::wire::preamble::{MigrationId, Secret};
+
+/// How often the observer is told.
+const TICK: Duration = Duration::from_millis(100);
+/// How long one question about a token may take; the next comes soon enough.
+const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the destination is told of the guest.
+pub(super) fn setup<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> Result<Setup, GuestError> {
+    let config = guest.config()?;
+    if config.len() > MAX_CONFIG_BYTES {
+        return Err(GuestError::new(format!("the guest's configuration has {} bytes", config.len())));
+    }
+    Ok(Setup {
+        name: options.name.clone(),
+        guest: options.guest.clone(),
+        config,
+        layout: guest.memory().layout().clone(),
+        touched_pages: guest.touched()?.len(),
+        mode: options.mode.name().to_owned(),
+        capabilities: Capabilities::OURS.names(),
+    })
+}
+
+/// Digests the RAM of a guest that has moved: it is stopped here for good.
+pub(super) fn digest<G: Guest + ?Sized>(guest: &G, report: &mut SourceReport) {
+    match MemoryDigest::of_paused(&guest.memory()) {
+        Ok(digest) => report.ram = Some(RamDigest { digest, in_the_pause: false }),
+        Err(cause) => report.warnings.push(format!("RAM could not be digested at the source: {cause}")),
+    }
+}
+
+pub(super) struct Driver<'a, G: Guest + ?Sized> {
+    guest: &'a mut G,
+    memory: GuestMemory,
+    options: &'a MigrateOptions,
+    journal: &'a Journal,
+    id: MigrationId,
+    machine: Source,
+    link: ControlLink,
+    link_events: Receiver<LinkEvent>,
+    session: Option<SourceSession>,
+    session_events: Receiver<SessionEvent>,
+    tracker: Option<Box<dyn DirtyTracker>>,
+    resolved: Option<Resolved>,
+    faults: FaultPlan,
+    began: Instant,
+    paused_at: Option<Instant>,
+    warnings: Vec<String>,
+    /// For the rate on the progress line: when it was last looked at, and the bytes placed by then.
+    seen: (Instant, u64),
+    rate: u64,
+    placed_before: u64,
+}
+
+impl<'a, G: Guest + ?Sized> Driver<'a, G> {
+    pub(super) fn new(
+        guest: &'a mut G,
+        options: &'a MigrateOptions,
+        journal: &'a Journal,
+        id: MigrationId,
+        (link, link_events): (ControlLink, Receiver<LinkEvent>),
+        setup: Setup,
+        began: Instant,
+    ) -> Self {
+        let config = SourceConfig { setup, limits: options.limits, patience: options.patience };
+        Self {
+            memory: guest.memory(),
+            guest,
+            options,
+            journal,
+            id,
+            machine: Source::new(config),
+            link,
+            link_events,
+            session: None,
+            session_events: never(),
+            tracker: None,
+            resolved: None,
+            faults: options.faults.clone(),
+            began,
+            paused_at: None,
+            warnings: Vec::new(),
+            seen: (began, 0),
+            rate: 0,
+            placed_before: 0,
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    fn tell(&mut self, input: SourceInput) {
+        self.machine.handle(self.now(), input);
+    }
+
+    pub(super) fn run(&mut self, observer: &mut dyn FnMut(&Progress)) -> Outcome {
+        self.tell(SourceInput::Begin);
+        let mut next_tick = Instant::now();
+        loop {
+            while let Some(action) = self.machine.poll_action() {
+                if let SourceAction::Finished(outcome) = action {
+                    self.reached(FaultPoint::Finished);
+                    observer(&self.progress());
+                    return outcome;
+                }
+                self.perform(action);
+            }
+            if Instant::now() >= next_tick {
+                observer(&self.progress());
+                next_tick = Instant::now() + TICK;
+            }
+            self.wait(next_tick);
+        }
+    }
+
+    /// Waits for one event, the machine's deadline or the next tick.
+    fn wait(&mut self, next_tick: Instant) {
+        let deadline = self.machine.poll_timeout().map(|deadline| self.began + deadline);
+        let until = deadline.map_or(next_tick, |deadline| deadline.min(next_tick));
+        let cancelled = self.options.cancel.0.clone();
+        select! {
+            recv(self.session_events) -> event => match event {
+                Ok(event) => self.session_event(event),
+                // The session's threads are gone only when it was closed.
+                Err(_) => self.session_events = never(),
+            },
+            recv(self.link_events) -> event => match event {
+                Ok(event) => self.link_event(event),
+                Err(_) => self.link_events = never(),
+            },
+            recv(cancelled) -> asked => if asked.is_ok() { self.tell(SourceInput::Cancel) },
+            default(until.saturating_duration_since(Instant::now())) => {}
+        }
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            self.machine.handle_timeout(self.now());
+        }
+    }
+
+    fn session_event(&mut self, event: SessionEvent) {
+        match event {
+            SessionEvent::Placed { round, stats } => {
+                self.placed_before += stats.pages * PAGE_SIZE;
+                self.tell(SourceInput::Placed(
+                    round,
+                    PlacedStats {
+                        pages: stats.pages,
+                        zero_pages: stats.zero_pages,
+                        bytes: stats.payload_bytes,
+                        wire_bytes: stats.wire_bytes,
+                    },
+                ));
+            }
+            // After the last round the destination closes its ends, in order.
+            SessionEvent::ChannelLost { .. } if self.machine.phase() >= PhaseName::Handover => {}
+            SessionEvent::ChannelLost { channel, path, cause } => {
+                self.warn(format!(
+                    "channel {channel} on {path} was lost, the others carry on: {}",
+                    chain(&cause)
+                ));
+            }
+            SessionEvent::Failed { cause, owed } => {
+                self.tell(SourceInput::Failed(format!(
+                    "the last channel is lost with {} pages on their way: {}",
+                    owed.len(),
+                    chain(&cause)
+                )));
+            }
+        }
+    }
+
+    fn link_event(&mut self, event: LinkEvent) {
+        match event {
+            LinkEvent::Message(bytes) => match Message::decode(&bytes) {
+                Ok(message) => self.tell(SourceInput::Message(message)),
+                // After Commit this is doubt, before it the end: the machine knows which.
+                Err(error) => self.tell(SourceInput::LinkLost(format!(
+                    "the destination sent what is no message: {}",
+                    chain(&error)
+                ))),
+            },
+            LinkEvent::Interrupted { cause } => {
+                self.warn(format!(
+                    "the control connection was interrupted and is being taken up again: {}",
+                    chain(&cause)
+                ));
+            }
+            LinkEvent::Resumed { path } => self.warn(format!("the control connection goes on over {path}")),
+            LinkEvent::Lost { cause } => self.tell(SourceInput::LinkLost(chain(&cause))),
+        }
+    }
+
+    fn warn(&mut self, warning: String) {
+        tracing::warn!(migration = %self.id, "{warning}");
+        self.warnings.push(warning);
+    }
+
+    fn reached(&mut self, point: FaultPoint) {
+        if self.faults.reached(point) {
+            self.tell(SourceInput::Cancel);
+        }
+    }
+
+    fn perform(&mut self, action: SourceAction) {
+        tracing::debug!(migration = %self.id, phase = self.machine.phase().name(), action = name_of(&action), "acts");
+        match action {
+            SourceAction::Send(message) => self.send(&message),
+            SourceAction::OpenChannels(accept) => {
+                let input = self.open_channels(&accept).map(|()| SourceInput::ChannelsOpen);
+                self.answer("open the data channels", input);
+            }
+            SourceAction::StartTracking => {
+                let input = self.start_tracking().map(SourceInput::TrackingStarted);
+                self.answer("track the guest's dirty pages", input);
+            }
+            SourceAction::Drain => {
+                let input = self.drain();
+                self.answer("read the guest's dirty pages", input);
+            }
+            SourceAction::Place(round, pages) => match &self.session {
+                Some(session) => {
+                    session.place(round, pages);
+                    self.reached(FaultPoint::PreCopy);
+                }
+                None => self.tell(SourceInput::Failed("there is no session".into())),
+            },
+            SourceAction::Throttle(percent) => {
+                self.warn(format!(
+                    "the guest does not converge: {percent} % of its vCPU time are taken from it"
+                ));
+                if let Err(error) = self.guest.throttle(percent) {
+                    self.warn(format!("the guest could not be throttled: {}", chain(&error)));
+                }
+            }
+            SourceAction::Pause => {
+                self.paused_at = Some(Instant::now());
+                let input = self.guest.pause().map(|()| SourceInput::Paused(wall_clock()));
+                self.answer("pause the guest", input);
+                self.reached(FaultPoint::StopAndCopy);
+            }
+            SourceAction::SaveState => {
+                let input = self.save_state().map(SourceInput::StateSaved);
+                self.answer("save the guest's state", input);
+            }
+            SourceAction::Journal(record) => self.write_journal(record),
+            SourceAction::Resume(_right) => {
+                let input = self.guest.resume().map(|()| SourceInput::Resumed);
+                self.answer("resume the guest", input);
+            }
+            SourceAction::Release => self.release(),
+            SourceAction::Query(token) => {
+                let asked = Message::Query(token).encode();
+                let answer = query(&self.options.paths, self.id, &asked, QUERY_TIMEOUT)
+                    .map_err(|error| self.warn(format!("asked, and got no answer: {}", chain(&error))))
+                    .ok()
+                    .and_then(|bytes| Message::decode(&bytes).ok());
+                self.tell(SourceInput::Answer(answer));
+            }
+            SourceAction::Finished(_) => {}
+        }
+    }
+
+    /// Tells the machine what came of an action.
+    fn answer<E: std::error::Error>(&mut self, what: &str, input: Result<SourceInput, E>) {
+        self.tell(
+            input.unwrap_or_else(|error| SourceInput::Failed(format!("could not {what}: {}", chain(&error)))),
+        );
+    }
+
+    fn send(&mut self, message: &Message) {
+        self.link.send(message.encode());
+        match message {
+            Message::Setup(_) => self.reached(FaultPoint::SetUp),
+            Message::Finish { .. } => self.reached(FaultPoint::Ready),
+            Message::Commit(_) => {
+                // The fault is to come when the message is on its way, not before.
+                if self.faults.at.is_some_and(|(point, _)| point == FaultPoint::Committed) {
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+                self.reached(FaultPoint::Committed);
+            }
+            _ => {}
+        }
+    }
+
+    fn open_channels(&mut self, accept: &Accept) -> Result<(), crate::session::SessionError> {
+        let resolved = mode::resolve(
+            self.options.mode,
+            Capabilities::OURS,
+            Capabilities::from_names(&accept.capabilities),
+        );
+        let secret = Secret(accept.secret);
+        self.link.set_secret(secret);
+        let (sender, events) = unbounded();
+        let options = SourceOptions {
+            migration: self.id,
+            secret,
+            paths: self.options.paths.clone(),
+            channels: self.options.channels,
+            memory: self.memory.clone(),
+            mode: resolved.used,
+            rate_cap: self.options.rate_cap,
+            link_timeout: self.options.control.link_timeout,
+            cut: self.faults.cut,
+        };
+        self.session = Some(SourceSession::open(options, sender)?);
+        self.session_events = events;
+        tracing::info!(migration = %self.id, mode = resolved.used.name(), reason = resolved.reason, "channels are open");
+        self.resolved = Some(resolved);
+        Ok(())
+    }
+
+    fn start_tracking(&mut self) -> Result<PageSet, GuestError> {
+        let tracker = self.tracker.insert(self.guest.dirty_tracker()?);
+        tracker.start()?;
+        // After the start: a page first touched in between is told by the tracker, one touched before is seen here.
+        self.guest.touched()
+    }
+
+    fn drain(&mut self) -> Result<SourceInput, std::io::Error> {
+        let mut dirty = PageSet::empty(self.memory.layout().total_pages());
+        match &mut self.tracker {
+            Some(tracker) => tracker.drain(&mut dirty).map(|()| SourceInput::Drained(dirty)),
+            None => Err(std::io::Error::other("no tracker was started")),
+        }
+    }
+
+    fn save_state(&mut self) -> Result<Vec<u8>, GuestError> {
+        let state = self.guest.save_state()?;
+        if state.len() as u64 > MAX_STATE_BYTES {
+            return Err(GuestError::new(format!(
+                "its state has {} bytes, more than can be sent",
+                state.len()
+            )));
+        }
+        Ok(state)
+    }
+
+    fn write_journal(&mut self, record: SourceRecord) {
+        let peers: Vec<_> = self.options.paths.iter().map(|path| path.destination).collect();
+        let input = self.journal.record_source(self.id, &peers, record).map(|()| SourceInput::Journaled);
+        self.answer("write the journal", input);
+        if matches!(record, SourceRecord::Committing(_)) {
+            self.reached(FaultPoint::Journaled);
+        }
+    }
+
+    fn release(&mut self) {
+        if let Some(mut tracker) = self.tracker.take()
+            && let Err(error) = tracker.stop()
+        {
+            self.warn(format!("the dirty tracker could not be stopped: {error}"));
+        }
+        if self.machine.throttle() > 0
+            && let Err(error) = self.guest.throttle(0)
+        {
+            self.warn(format!("the guest is still throttled: {}", chain(&error)));
+        }
+    }
+
+    fn progress(&mut self) -> Progress {
+        let stats = self.session.as_ref().map(SourceSession::stats);
+        let remaining = stats.as_ref().map_or(0, |stats| stats.remaining_pages);
+        let placed = self.placed_before + stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
+        let looked = self.seen.0.elapsed();
+        if looked >= TICK {
+            let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
+            // Smoothed over about half a second: a line that jumps cannot be read.
+            self.rate = (self.rate as f64 * 0.8 + lately * 0.2) as u64;
+            self.seen = (Instant::now(), placed);
+        }
+        Progress {
+            phase: self.machine.phase(),
+            mode: self.resolved.as_ref().map_or(self.options.mode, |resolved| resolved.used),
+            interfaces: stats.as_ref().map_or_else(Vec::new, live_interfaces),
+            round: self.machine.round(),
+            bytes_per_second: self.rate,
+            remaining_bytes: remaining * PAGE_SIZE,
+            expected_downtime: self.machine.expected_downtime(remaining),
+            note: self.machine.note().map(str::to_owned).or_else(|| self.warnings.last().cloned()),
+        }
+    }
+
+    /// Ends every thread, and puts what is known into the report.
+    pub(super) fn close(mut self, report: &mut SourceReport) {
+        report.paused = self.paused_at.map_or(Duration::ZERO, |paused| paused.elapsed());
+        report.throttle = self.machine.throttle();
+        report.rounds = self.machine.rounds().to_vec();
+        if let Some(session) = self.session.take() {
+            report.channels = session.stats().channels.into_iter().map(ChannelRecord::from).collect();
+            session.close();
+        }
+        // A last word (Abort) is to arrive; a peer that is gone is not waited for long.
+        self.link.flush_and_close(Duration::from_millis(500));
+        if let Some(mut tracker) = self.tracker.take()
+            && let Err(error) = tracker.stop()
+        {
+            self.warnings.push(format!("the dirty tracker could not be stopped: {error}"));
+        }
+        if let Some(resolved) = self.resolved {
+            report.mode_used = resolved.used;
+            report.mode_reason = resolved.reason;
+        }
+        report.warnings.append(&mut self.warnings);
+    }
+}
+
+impl From<crate::session::source::ChannelStats> for ChannelRecord {
+    fn from(stats: crate::session::source::ChannelStats) -> Self {
+        Self {
+            local: stats.local,
+            remote: stats.remote,
+            interface: stats.interface,
+            bytes: stats.bytes,
+            lost: !stats.alive,
+        }
+    }
+}
+
+fn live_interfaces(stats: &SessionStats) -> Vec<String> {
+    let mut interfaces: Vec<String> = stats
+        .channels
+        .iter()
+        .filter(|channel| channel.alive)
+        .filter_map(|channel| channel.interface.clone())
+        .collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    interfaces
+}
+
+fn name_of(action: &SourceAction) -> &'static str {
+    match action {
+        SourceAction::Send(message) => message.name(),
+        SourceAction::OpenChannels(_) => "open channels",
+        SourceAction::StartTracking => "start tracking",
+        SourceAction::Drain => "drain",
+        SourceAction::Place(..) => "place",
+        SourceAction::Throttle(_) => "throttle",
+        SourceAction::Pause => "pause",
+        SourceAction::SaveState => "save state",
+        SourceAction::Journal(_) => "journal",
+        SourceAction::Resume(_) => "resume",
+        SourceAction::Release => "release",
+        SourceAction::Query(_) => "query",
+        SourceAction::Finished(_) => "finished",
+    }
+}

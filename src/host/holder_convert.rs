@@ -1,0 +1,95 @@
+//! The engine's reports as they travel to the supervisor.
+
+use crate::engine::observe::{self, DestinationReport, SourceReport};
+use crate::host::holder_protocol::{Arrived, GuestSeen, MoveProgress, Moved, MovedChannel, MovedRound, Ram};
+use crate::migration::convergence::RoundRecord;
+use crate::migration::handover::{Arrival, Outcome};
+
+pub(super) fn move_progress(progress: &observe::Progress) -> MoveProgress {
+    MoveProgress {
+        phase: progress.phase.name().to_owned(),
+        mode: progress.mode.name().to_owned(),
+        interfaces: progress.interfaces.clone(),
+        round: progress.round.0,
+        bytes_per_second: progress.bytes_per_second,
+        remaining_bytes: progress.remaining_bytes,
+        expected_downtime: progress.expected_downtime.map(|time| time.as_secs_f64()),
+        note: progress.note.clone(),
+    }
+}
+
+pub(super) fn moved(report: SourceReport, guest_before: GuestSeen, guest_after: GuestSeen) -> Moved {
+    let mut warnings = report.warnings;
+    let (outcome, cause) = match report.outcome {
+        Outcome::Completed { warnings: more } => {
+            warnings.extend(more);
+            ("completed", None)
+        }
+        Outcome::RolledBack { cause } => ("rolled_back", Some(cause)),
+        Outcome::InDoubt { token } => (
+            "in_doubt",
+            Some(format!(
+                "the destination was told to run the guest and does not answer; the guest stays paused here until it \
+                 does (token {token})"
+            )),
+        ),
+    };
+    Moved {
+        outcome: outcome.to_owned(),
+        cause,
+        mode_used: report.mode_used,
+        mode_reason: report.mode_reason,
+        channels: report
+            .channels
+            .into_iter()
+            .map(|channel| MovedChannel {
+                local: channel.local,
+                remote: channel.remote,
+                interface: channel.interface,
+                bytes: channel.bytes,
+            })
+            .collect(),
+        rounds: report.rounds.iter().map(moved_round).collect(),
+        memory_bytes: report.memory_bytes,
+        touched_bytes: report.touched_bytes,
+        total_seconds: report.total.as_secs_f64(),
+        paused_seconds: report.paused.as_secs_f64(),
+        cpu_seconds: report.cpu.as_secs_f64(),
+        ram: report.ram.as_ref().map(ram),
+        guest_before,
+        guest_after,
+        warnings,
+    }
+}
+
+fn moved_round(round: &RoundRecord) -> MovedRound {
+    MovedRound {
+        pages: round.pages,
+        bytes: round.bytes,
+        wire_bytes: round.wire_bytes,
+        seconds: round.took.as_secs_f64(),
+        dirtied: round.dirtied,
+    }
+}
+
+fn ram(digest: &observe::RamDigest) -> Ram {
+    Ram {
+        digest: format!("{:032x}/{}", digest.digest.digest, digest.digest.nonzero_pages),
+        in_the_pause: digest.in_the_pause,
+    }
+}
+
+pub(super) fn arrived(report: DestinationReport) -> Arrived {
+    let (running, cause) = match report.arrival {
+        Arrival::Running { .. } => (true, None),
+        Arrival::Discarded { cause } => (false, Some(cause)),
+    };
+    Arrived {
+        running,
+        cause,
+        downtime_seconds: report.downtime.as_secs_f64(),
+        cpu_seconds: report.cpu.as_secs_f64(),
+        ram: report.ram.as_ref().map(ram),
+        warnings: report.warnings,
+    }
+}

@@ -1,6 +1,7 @@
-//! How much CPU the source spends to send a GiB of guest memory: pageferry in tcp mode against a loop of `write(2)`.
+//! How much CPU the source spends to send a GiB of guest memory: pageferry in tcp mode against a loop of `write(2)`, once
+//! over a socket as the host gives it to any program, once over one that is set up as pageferry's are.
 //!
-//! Both send the same memory (random bytes in a memfd) over loopback to a process of their own that receives into memory
+//! All send the same memory (random bytes in a memfd) over loopback to a process of their own that receives into memory
 //! which is populated already. They take turns, so that what else the machine does meets both. CPU is that of the sending
 //! process alone, all its threads, user and system.
 
@@ -43,10 +44,11 @@ enum Role {
     Sink { way: Way, bytes: u64 },
 }
 
-/// The two that are compared.
+/// What is compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Way {
     WriteLoop,
+    TunedWriteLoop,
     Pageferry,
 }
 
@@ -56,9 +58,12 @@ struct Comparison {
     bytes: u64,
     channels: usize,
     write_loop: Side,
+    tuned_write_loop: Side,
     pageferry_tcp: Side,
     /// Median of pageferry's CPU seconds a GiB over the write loop's: smaller is better.
     cpu_ratio: f64,
+    /// The same over those of the loop whose socket is set up as pageferry's.
+    cpu_ratio_tuned: f64,
 }
 
 /// One side, a number a measurement.
@@ -105,12 +110,13 @@ fn compare(arguments: &Arguments) -> anyhow::Result<()> {
         "--mebibytes and --rounds are at least 1"
     );
     let bytes = arguments.mebibytes << 20;
-    eprintln!("sending {} {} times by each of two ways", Bytes(bytes), arguments.rounds);
+    const WAYS: [Way; 3] = [Way::WriteLoop, Way::TunedWriteLoop, Way::Pageferry];
+    eprintln!("sending {} {} times by each of {} ways", Bytes(bytes), arguments.rounds, WAYS.len());
     let memory = random_memory(bytes)?;
-    let mut costs = [Vec::new(), Vec::new()];
-    // The first turn of each warms sockets, pipes and the sink's memory up, and is not counted.
+    let mut costs = [const { Vec::new() }; 3];
+    // The first turn of each warms sockets, pipes and the kernel up, and is not counted.
     for turn in 0..=arguments.rounds {
-        for (way, costs) in [Way::WriteLoop, Way::Pageferry].into_iter().zip(&mut costs) {
+        for (way, costs) in WAYS.into_iter().zip(&mut costs) {
             let sink = sink::Sink::start(way, bytes)?;
             let cost = source::send(way, &memory, &sink, arguments.channels)
                 .with_context(|| format!("sending by {way:?}"))?;
@@ -124,13 +130,24 @@ fn compare(arguments: &Arguments) -> anyhow::Result<()> {
             }
         }
     }
-    let (write_loop, pageferry_tcp) = (Side::of(&costs[0], bytes), Side::of(&costs[1], bytes));
-    let cpu_ratio = pageferry_tcp.cpu_seconds_per_gib_median / write_loop.cpu_seconds_per_gib_median;
+    let [write_loop, tuned_write_loop, pageferry_tcp] = costs.map(|costs| Side::of(&costs, bytes));
+    let ratio_to = |side: &Side| pageferry_tcp.cpu_seconds_per_gib_median / side.cpu_seconds_per_gib_median;
+    let (cpu_ratio, cpu_ratio_tuned) = (ratio_to(&write_loop), ratio_to(&tuned_write_loop));
     eprintln!(
-        "write loop {:.3}, pageferry {:.3} CPU s/GiB: {cpu_ratio:.2} of it",
-        write_loop.cpu_seconds_per_gib_median, pageferry_tcp.cpu_seconds_per_gib_median
+        "pageferry {:.3} CPU s/GiB: {cpu_ratio:.2} of the write loop's {:.3}, {cpu_ratio_tuned:.2} of the tuned one's {:.3}",
+        pageferry_tcp.cpu_seconds_per_gib_median,
+        write_loop.cpu_seconds_per_gib_median,
+        tuned_write_loop.cpu_seconds_per_gib_median,
     );
-    let comparison = Comparison { bytes, channels: arguments.channels, write_loop, pageferry_tcp, cpu_ratio };
+    let comparison = Comparison {
+        bytes,
+        channels: arguments.channels,
+        write_loop,
+        tuned_write_loop,
+        pageferry_tcp,
+        cpu_ratio,
+        cpu_ratio_tuned,
+    };
     let mut out = std::io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, &comparison)?;
     Ok(writeln!(out)?)

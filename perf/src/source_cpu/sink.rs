@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
+use clap::ValueEnum;
 use crossbeam_channel::unbounded;
 use pageferry::memory::GuestMemory;
 use pageferry::session::{DestinationSession, Listener, ListenerEvent, ListenerOptions};
@@ -22,12 +23,9 @@ pub(crate) struct Sink {
 
 impl Sink {
     pub(crate) fn start(way: Way, bytes: u64) -> anyhow::Result<Self> {
-        let way = match way {
-            Way::WriteLoop => "write-loop",
-            Way::Pageferry => "pageferry",
-        };
+        let way = way.to_possible_value().context("every way has a name")?;
         let mut child = Command::new(std::env::current_exe()?)
-            .args(["sink", way, &bytes.to_string()])
+            .args(["sink", way.get_name(), &bytes.to_string()])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -65,7 +63,7 @@ pub(crate) fn run(way: Way, bytes: u64) -> anyhow::Result<()> {
     let memory = empty_memory(bytes)?;
     memory.zero_run(Run::new(0, bytes / PAGE_SIZE));
     match way {
-        Way::WriteLoop => receive_plainly(&memory, bytes),
+        Way::WriteLoop | Way::TunedWriteLoop => receive_plainly(&memory, bytes),
         Way::Pageferry => receive_by_session(memory),
     }
 }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::bail;
 use crossbeam_channel::unbounded;
+use pageferry::channel::tcp;
 use pageferry::memory::GuestMemory;
 use pageferry::pageset::PageSet;
 use pageferry::session::{
@@ -40,7 +41,16 @@ pub(crate) struct Cost {
 pub(crate) fn send(way: Way, memory: &GuestMemory, sink: &Sink, channels: usize) -> anyhow::Result<Cost> {
     let (start, cpu) = (Instant::now(), process_cpu());
     match way {
-        Way::WriteLoop => send_plainly(memory, sink)?,
+        Way::WriteLoop => {
+            let stream = TcpStream::connect(sink.address)?;
+            stream.set_nodelay(true)?;
+            send_plainly(memory, stream)?;
+        }
+        Way::TunedWriteLoop => {
+            let stream = tcp::connect(None, sink.address, PATIENCE)?;
+            tcp::tune(&stream, PATIENCE)?;
+            send_plainly(memory, stream)?;
+        }
         Way::Pageferry => send_by_session(memory, sink, channels)?,
     }
     Ok(Cost { cpu: process_cpu() - cpu, elapsed: start.elapsed() })
@@ -52,9 +62,7 @@ fn process_cpu() -> Duration {
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
-fn send_plainly(memory: &GuestMemory, sink: &Sink) -> anyhow::Result<()> {
-    let mut stream = TcpStream::connect(sink.address)?;
-    stream.set_nodelay(true)?;
+fn send_plainly(memory: &GuestMemory, mut stream: TcpStream) -> anyhow::Result<()> {
     for mapping in memory.mappings() {
         for offset in (0..mapping.bytes()).step_by(CHUNK as usize) {
             let mut chunk = vec![MemorySlice::new(mapping, offset, CHUNK.min(mapping.bytes() - offset))];

@@ -143,6 +143,18 @@ impl GuestMemory {
         mapping.is_zero(offset, PAGE_SIZE)
     }
 
+    /// Brings the beginnings of a run's pages closer to the processor: what [`GuestMemory::is_zero_page`] reads first, and
+    /// all that it reads of most pages. One page after the other would wait for memory each time.
+    ///
+    /// # Panics
+    /// If a page of the run does not exist.
+    pub fn prefetch(&self, run: Run) {
+        for slice in self.slices(run) {
+            (0..slice.bytes / PAGE_SIZE)
+                .for_each(|page| slice.mapping.prefetch(slice.offset + page * PAGE_SIZE));
+        }
+    }
+
     fn slices(&self, run: Run) -> impl Iterator<Item = Slice<'_>> {
         assert!(self.layout.contains(run), "{run:?} is outside this guest's memory");
         self.layout.pieces(run).map(|(place, piece)| Slice {

@@ -13,6 +13,9 @@ use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
 use crate::wire::data::ChannelId;
 
+/// How many pages' first lines are fetched at once before they are looked at: a processor keeps 10 to 16 misses in flight.
+const PREFETCH_PAGES: u64 = 16;
+
 /// What a batch came to; nothing for a barrier.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Batched {
@@ -112,6 +115,9 @@ impl Worker {
         self.others.clear();
         for run in runs {
             for page in run.start.0..run.end() {
+                if (page - run.start.0).is_multiple_of(PREFETCH_PAGES) {
+                    self.memory.prefetch(Run::new(page, PREFETCH_PAGES.min(run.end() - page)));
+                }
                 let zero = self.memory.is_zero_page(PageIndex(page));
                 let list = if zero { &mut self.zeros } else { &mut self.others };
                 // Joined within a run only: the runs of a batch do not cross borders between regions.

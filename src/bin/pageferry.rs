@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use pageferry::host::args::{self, Request};
-use pageferry::host::exit::Exit;
 use pageferry::host::{demo, holder, logging};
 
 fn main() -> ExitCode {
@@ -11,13 +10,7 @@ fn main() -> ExitCode {
         Ok(Request::Demo(options)) => demo::run(&options).into(),
         Ok(Request::Holder(options)) => {
             logging::start(if options.verbose { "info" } else { "error" });
-            match holder::run(&options) {
-                Ok(()) => ExitCode::SUCCESS,
-                Err(why) => {
-                    eprintln!("pageferry: {why}");
-                    Exit::Failed.into()
-                }
-            }
+            holder::run(&options).into()
         }
         Err(error) => error.exit(),
     }

@@ -5,7 +5,7 @@
 
 use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -17,6 +17,7 @@ use super::tcp_destination::TcpReceiver;
 use super::tcp_source::{TcpReceipts, TcpSource};
 use super::{AcceptedChannel, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
+use crate::sys::socket::interface_with;
 
 /// How a TCP channel behaves.
 #[derive(Clone, Copy, Debug)]
@@ -55,18 +56,32 @@ pub fn connect(source: Option<IpAddr>, destination: SocketAddr, timeout: Duratio
 }
 
 fn finish_connect(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    if !wait_ready(socket, PollFlags::OUT, timeout)? {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    Ok(sockopt::socket_error(socket)??)
+}
+
+/// Waits until a descriptor is ready, or in error; `false` when the time is over.
+fn wait_ready(descriptor: impl AsFd, what: PollFlags, timeout: Duration) -> io::Result<bool> {
     let deadline = Instant::now() + timeout;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = Timespec { tv_sec: left.as_secs() as i64, tv_nsec: i64::from(left.subsec_nanos()) };
-        let mut ready = [PollFd::new(socket, PollFlags::OUT)];
-        match poll(&mut ready, Some(&left)) {
-            Ok(0) => return Err(io::ErrorKind::TimedOut.into()),
-            Ok(_) => return Ok(sockopt::socket_error(socket)??),
+        match poll(&mut [PollFd::new(&descriptor, what)], Some(&left)) {
+            Ok(ready) => return Ok(ready > 0),
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// The name of the interface that has an address, if any has.
+///
+/// # Errors
+/// What the kernel answers when it does not list interfaces.
+pub fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
+    interface_with(address)
 }
 
 /// Makes a socket notice a peer that has vanished, and send what it is given at once.
@@ -149,6 +164,15 @@ impl TcpLink {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the socket's low water mark is reached, or the peer has closed.
+    pub(super) fn wait_readable(&self, got: u64, expected: u64) -> Result<(), ChannelError> {
+        match wait_ready(&self.stream, PollFlags::IN, self.timeout) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ChannelError::Stalled { got, expected, seconds: self.timeout.as_secs() }),
+            Err(error) => Err(ChannelError::Receive(error)),
+        }
     }
 
     /// Whether to try again after an error within a frame.

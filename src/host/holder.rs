@@ -15,6 +15,7 @@ use crate::engine::journal::Journal;
 use crate::engine::recovery::{Recovered, recover};
 use crate::engine::source::{MigrateOptions, migrate};
 use crate::engine::{chain, observe};
+use crate::host::exit::Exit;
 use crate::host::guests::{self, AnyGuest};
 use crate::host::holder_convert::{arrived, move_progress, moved};
 use crate::host::holder_protocol::{Command, Event, GuestSeen, GuestSpec, MoveSpec};
@@ -42,11 +43,19 @@ pub struct HolderOptions {
     pub verbose: bool,
 }
 
-/// Serves commands from stdin until it ends. The guest ends with it.
-///
-/// # Errors
-/// Words for what kept it from starting.
-pub fn run(options: &HolderOptions) -> Result<(), String> {
+/// Serves commands from stdin until it ends. The guest ends with it. What keeps it from starting is told as an event.
+#[must_use]
+pub fn run(options: &HolderOptions) -> Exit {
+    match serve(options) {
+        Ok(()) => Exit::Completed,
+        Err(why) => {
+            emit(&Event::Failed { why });
+            Exit::Failed
+        }
+    }
+}
+
+fn serve(options: &HolderOptions) -> Result<(), String> {
     let journal = Journal::open(&options.state_dir).map_err(|error| chain(&error))?;
     let recovered = recover(&journal, RECOVERY_TIMEOUT).map_err(|error| chain(&error))?;
     let endpoint = Endpoint::bind(&options.listen, journal.clone()).map_err(|error| chain(&error))?;

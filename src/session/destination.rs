@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,7 +15,8 @@ use super::error::SessionError;
 use super::handshake::write_reply;
 use super::mode::TransferMode;
 use super::path::interface_of;
-use super::source::ChannelStats;
+use super::report::ChannelStats;
+use super::written::WrittenPages;
 use super::{lock, spawn};
 use crate::channel::tcp::{self, TcpOptions};
 use crate::channel::{AcceptedChannel, Arrival, ChannelError, ChannelLink, ChannelReceiver};
@@ -487,33 +487,4 @@ fn chain(error: &dyn std::error::Error) -> String {
         next = cause.source();
     }
     text
-}
-
-/// A bitmap that all channels write to.
-#[derive(Debug)]
-struct WrittenPages(Box<[AtomicU64]>);
-
-impl WrittenPages {
-    fn new(pages: u64) -> Self {
-        Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
-    }
-
-    // Relaxed: within a round no page is on two channels but stale ones, whose pages come again after a barrier, and a
-    // barrier orders everything by the session's lock.
-    fn insert(&self, runs: &[Run]) {
-        for run in runs {
-            let (mut at, end) = (run.start.0, run.end());
-            while at < end {
-                let bit = at % 64;
-                let count = (64 - bit).min(end - at);
-                let mask = (u64::MAX >> (64 - count)) << bit;
-                self.0[(at / 64) as usize].fetch_or(mask, Ordering::Relaxed);
-                at += count;
-            }
-        }
-    }
-
-    fn contains(&self, page: u64) -> bool {
-        self.0[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 == 1
-    }
 }

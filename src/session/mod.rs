@@ -14,9 +14,11 @@ pub mod listener;
 pub mod mode;
 pub mod pace;
 pub mod path;
+pub mod report;
 pub mod source;
 pub mod striping;
 mod worker;
+mod written;
 
 pub use control::{ControlLink, ControlOptions, LinkEvent};
 pub use destination::{DestinationEvent, DestinationSession, DestinationStats};
@@ -25,7 +27,8 @@ pub use handshake::query;
 pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection};
 pub use mode::{Capabilities, Resolved, TransferMode};
 pub use path::Path;
-pub use source::{ChannelStats, RoundStats, SessionEvent, SessionStats, SourceOptions, SourceSession};
+pub use report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
+pub use source::{SourceOptions, SourceSession};
 
 /// Starts a named thread.
 fn spawn(

@@ -1,11 +1,10 @@
 //! A way from this host to another: an address pair.
 
 use std::fmt;
-use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-use crate::sys::socket::interface_with;
+pub use crate::channel::tcp::interface_of;
 
 /// The port that pageferry listens on, unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7433;
@@ -64,14 +63,6 @@ impl fmt::Display for Path {
         }
         write!(f, "{}", self.destination)
     }
-}
-
-/// The name of the interface that has an address, if any has.
-///
-/// # Errors
-/// What the kernel answers when it does not list interfaces.
-pub fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
-    interface_with(address)
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! Two threads per channel: one takes work from the queue ([`super::striping`]) and pushes it, one waits for what the
 //! destination confirms. They share one lock, which is held for a queue operation, never for I/O.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use super::handshake::dial;
 use super::mode::TransferMode;
 use super::pace::Pace;
 use super::path::{Path, interface_of};
+use super::report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 use super::striping::{Striping, Work};
 use super::worker::{Batched, Worker};
 use super::{lock, spawn};
@@ -23,7 +23,7 @@ use crate::channel::{ChannelError, ChannelLink, ChannelReceipts, OpenChannel};
 use crate::memory::GuestMemory;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId};
-use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
+use crate::wire::data::{BarrierId, ChannelId, FENCED_BYTES, HEADER_BYTES, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, Preamble, Purpose, Secret};
 
 /// How a source session is opened.
@@ -47,79 +47,6 @@ pub struct SourceOptions {
     pub link_timeout: Duration,
     /// Failure injection: the channel of this number is cut after it has sent so many bytes.
     pub cut: Option<(usize, u64)>,
-}
-
-/// What happens in a source session.
-#[derive(Debug)]
-pub enum SessionEvent {
-    /// A round is over: every page of it is in the destination's memory, and nothing of it is under way any more.
-    Placed {
-        /// Which.
-        round: RoundId,
-        /// What it took.
-        stats: RoundStats,
-    },
-    /// A channel did not open or was lost. The others go on.
-    ChannelLost {
-        /// Its number.
-        channel: ChannelId,
-        /// Its path.
-        path: Path,
-        /// Why.
-        cause: SessionError,
-    },
-    /// The last channel was lost within a round; the round is over.
-    Failed {
-        /// Why.
-        cause: SessionError,
-        /// The pages of the round that the destination has not confirmed.
-        owed: PageSet,
-    },
-}
-
-/// What a round took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RoundStats {
-    /// Pages sent, zero pages among them. Those of a lost channel were sent again and count again.
-    pub pages: u64,
-    /// Pages that held only zero bytes, of which only the numbers were sent.
-    pub zero_pages: u64,
-    /// Bytes of the other pages, before compression.
-    pub payload_bytes: u64,
-    /// Bytes that were sent, headers included.
-    pub wire_bytes: u64,
-}
-
-/// How a channel stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ChannelStats {
-    /// Its number.
-    pub id: ChannelId,
-    /// This end.
-    pub local: SocketAddr,
-    /// The other end.
-    pub remote: SocketAddr,
-    /// The interface of this end, where the address belongs to one.
-    pub interface: Option<String>,
-    /// Bytes that went over it, headers included.
-    pub bytes: u64,
-    /// Whether it is in use.
-    pub alive: bool,
-    /// How it transfers.
-    pub mode: TransferMode,
-}
-
-/// How a session stands.
-#[derive(Clone, Debug, Default)]
-pub struct SessionStats {
-    /// Each channel that ever opened.
-    pub channels: Vec<ChannelStats>,
-    /// Pages that the destination has confirmed, over all rounds.
-    pub placed_pages: u64,
-    /// Pages of the round under way that it has not confirmed.
-    pub remaining_pages: u64,
-    /// Bytes sent over all channels, headers included.
-    pub wire_bytes: u64,
 }
 
 /// Places pages of a guest in the destination's memory, in rounds. Dropping it ends it, as [`SourceSession::close`] does.
@@ -409,7 +336,13 @@ impl SourceShared {
                     idle = true;
                     state = self.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
-                work => return Some((work, idle)),
+                work => {
+                    // Counted before it is sent: its confirmation ends the round, and may be faster than this thread.
+                    if let Work::Barrier { fenced, .. } = &work {
+                        state.count(id, (HEADER_BYTES + fenced.len() * FENCED_BYTES) as u64);
+                    }
+                    return Some((work, idle));
+                }
             }
         }
     }
@@ -422,7 +355,6 @@ impl SourceShared {
     pub(super) fn sent(&self, id: ChannelId, batch: &Batched) -> u64 {
         let now = self.now();
         let mut state = self.lock();
-        state.wire_bytes += batch.wire_bytes;
         if let Some(pace) = &mut state.pace {
             pace.charge(now, batch.wire_bytes);
         }
@@ -430,14 +362,11 @@ impl SourceShared {
             state.round.pages += batch.pages;
             state.round.zero_pages += batch.zero_pages;
             state.round.payload_bytes += (batch.pages - batch.zero_pages) * PAGE_SIZE;
-            state.round.wire_bytes += batch.wire_bytes;
         }
         if batch.pages > 0 {
             state.striping.posted(id, batch.sequence);
         }
-        let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id) else { return 0 };
-        lane.bytes += batch.wire_bytes;
-        lane.bytes
+        state.count(id, batch.wire_bytes)
     }
 
     /// The thread that waits for what the destination confirms on a channel.
@@ -529,6 +458,17 @@ impl SourceShared {
 impl State {
     fn is_alive(&self, id: ChannelId) -> bool {
         self.lanes.iter().any(|lane| lane.id == id && lane.alive)
+    }
+
+    /// Counts bytes that a channel sends; answers how many it has sent in all.
+    fn count(&mut self, id: ChannelId, bytes: u64) -> u64 {
+        self.wire_bytes += bytes;
+        if self.striping.round().is_some() {
+            self.round.wire_bytes += bytes;
+        }
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.id == id) else { return 0 };
+        lane.bytes += bytes;
+        lane.bytes
     }
 
     fn abort_round(&mut self) -> PageSet {

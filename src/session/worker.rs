@@ -13,12 +13,12 @@ use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
 use crate::wire::data::ChannelId;
 
-/// What a push came to.
+/// What a batch came to; nothing for a barrier.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Batched {
     /// The number of its last frame.
     pub(super) sequence: u64,
-    /// Pages in it; none for a barrier.
+    /// Pages in it.
     pub(super) pages: u64,
     /// Pages that went as zero.
     pub(super) zero_pages: u64,
@@ -72,12 +72,9 @@ impl Worker {
             }
             let pushed = match work {
                 Work::Batch { round, runs } => self.push_batch(round, &runs),
+                // Its bytes are counted already.
                 Work::Barrier { round, barrier, fenced } => {
-                    self.source.push_barrier(barrier, round, &fenced).map(|pushed| {
-                        let mut batch = Batched::default();
-                        batch.add(pushed);
-                        batch
-                    })
+                    self.source.push_barrier(barrier, round, &fenced).map(|_| Batched::default())
                 }
                 Work::Wait => continue,
             };

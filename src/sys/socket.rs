@@ -19,6 +19,22 @@ pub fn unacknowledged_bytes(socket: impl AsFd) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or(0))
 }
 
+/// Wakes readers of a socket only when so many bytes have come, or the peer has closed (`SO_RCVLOWAT`, `socket(7)`); 1 is the
+/// default. The kernel bounds it to half of the largest receive buffer.
+///
+/// # Errors
+/// What `setsockopt(2)` answers.
+pub fn set_receive_low_water(socket: impl AsFd, bytes: u32) -> io::Result<()> {
+    let bytes = libc::c_int::try_from(bytes).unwrap_or(libc::c_int::MAX);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the option is one int, which the pointer points to and which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_RCVLOWAT, (&raw const bytes).cast(), length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// The name of the interface that has an address, if any has (`getifaddrs(3)`).
 ///
 /// # Errors

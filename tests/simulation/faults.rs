@@ -7,7 +7,9 @@ pub(crate) enum Fault {
     KillSource,
     /// The process at the destination is killed, with its guest.
     KillDestination,
-    /// The control link is lost for good, and whatever is on it.
+    /// The control link's connection is cut, with whatever is on it; it comes back.
+    CutLink,
+    /// The control link is lost for good.
     LoseLink,
     /// As above, but each end notices in its own time.
     LoseLinkSilently,
@@ -30,9 +32,10 @@ pub(crate) enum Fault {
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 12] = [
+    pub(crate) const ALL: [Self; 13] = [
         Self::KillSource,
         Self::KillDestination,
+        Self::CutLink,
         Self::LoseLink,
         Self::LoseLinkSilently,
         Self::CutChannel,
@@ -47,7 +50,7 @@ impl Fault {
 
     /// Whether the fault, at the right step, keeps the guest from moving.
     pub(crate) fn ends_a_migration(self) -> bool {
-        !matches!(self, Self::CutChannel | Self::LoseQuestions)
+        !matches!(self, Self::CutChannel | Self::CutLink | Self::LoseQuestions)
     }
 }
 

@@ -3,7 +3,8 @@
 use pageferry::pageset::PageSet;
 use pageferry::units::{PageIndex, Run};
 
-pub(crate) const PAGES: u64 = 10;
+/// Enough for several batches a round.
+pub(crate) const PAGES: u64 = 80;
 
 /// Pages and CPU state as they were at one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,7 +26,7 @@ impl ModelGuest {
     pub(crate) fn running() -> Self {
         let mut guest = Self::skeleton();
         guest.running = true;
-        for page in 0..PAGES - 2 {
+        for page in 0..PAGES - 20 {
             guest.write(page);
         }
         guest

@@ -1,6 +1,5 @@
 //! The world: one step at a time, in an order that the seed chooses, with faults where the test wants them.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use pageferry::migration::destination::{DestinationAction, DestinationInput};
@@ -12,6 +11,7 @@ use pageferry::wire::control::Message;
 use crate::faults::{Fault, FaultAt};
 use crate::guest::{Image, ModelGuest, PAGES};
 use crate::hosts::{DestinationHost, Journals, SourceHost, TOKEN};
+use crate::link::{Link, Side};
 use crate::network::{Network, RoundEnd};
 use crate::random::Random;
 
@@ -42,10 +42,7 @@ pub(crate) struct World {
     destination: Option<DestinationHost>,
     journals: Journals,
     network: Network,
-    /// The control link: messages each way, in order, while it lives.
-    link: bool,
-    to_destination: VecDeque<Message>,
-    to_source: VecDeque<Message>,
+    link: Link,
     /// Ends of a silently lost link that have not noticed yet.
     unnoticed: (bool, bool),
     question: Option<Question>,
@@ -73,9 +70,7 @@ impl World {
             destination: Some(DestinationHost::new()),
             journals: Journals::default(),
             network: Network::closed(),
-            link: true,
-            to_destination: VecDeque::new(),
-            to_source: VecDeque::new(),
+            link: Link::up(),
             unnoticed: (false, false),
             question: None,
             lose_questions: 0,
@@ -142,7 +137,12 @@ impl World {
             5 => self.deliver_to_source(),
             6 => self.deliver_pages(),
             7 => self.finish_round(),
-            _ => self.answer_question() || self.recover_source() || self.notice_lost_link(),
+            _ => {
+                self.answer_question()
+                    || self.recover_source()
+                    || self.notice_lost_link()
+                    || self.link.reconnect()
+            }
         }) | self.guest_writes()
     }
 
@@ -193,9 +193,7 @@ impl World {
                 if matches!(message, Message::Finish { .. }) {
                     self.handover_began.get_or_insert(self.step);
                 }
-                if self.link {
-                    self.to_destination.push_back(message);
-                }
+                self.link.send(Side::Source, &message);
                 None
             }
             SourceAction::OpenChannels(_) => {
@@ -211,7 +209,7 @@ impl World {
                 Some(SourceInput::Drained(told))
             }
             SourceAction::Place(round, pages) => {
-                self.network.place(round, &pages, &mut self.random);
+                self.network.place(round, pages);
                 if self.late_clear
                     && let Some(dirty) = &mut guest.dirty
                 {
@@ -273,7 +271,8 @@ impl World {
 
     fn deliver_to_source(&mut self) -> bool {
         let Some(host) = &mut self.source else { return false };
-        let Some(message) = self.to_source.pop_front() else { return false };
+        let Some(arrived) = self.link.step(Side::Destination) else { return false };
+        let Some(message) = arrived else { return true };
         self.trace.push(format!("{} source hears {message:?}", self.step));
         host.machine.handle(self.now, SourceInput::Message(message));
         true
@@ -316,12 +315,14 @@ impl World {
         if self.destination.as_ref().is_none_or(|host| host.guest.is_none()) {
             self.network.cut_all();
         }
-        let Some(end) = self.network.barrier() else { return false };
+        let Some(end) = self.network.ended() else { return false };
         host.answers.push_back(match end {
             RoundEnd::Placed(round, pages) => {
                 SourceInput::Placed(round, PlacedStats { pages, ..PlacedStats::default() })
             }
-            RoundEnd::Failed => SourceInput::Failed("the last channel is lost".into()),
+            RoundEnd::Failed(owed) => {
+                SourceInput::Failed(format!("the last channel is lost with {} pages", owed.len()))
+            }
         });
         true
     }
@@ -348,9 +349,7 @@ impl World {
                 Some(DestinationInput::GuestMade)
             }
             DestinationAction::Send(message) => {
-                if self.link {
-                    self.to_source.push_back(message);
-                }
+                self.link.send(Side::Destination, &message);
                 None
             }
             DestinationAction::LoadState { state, .. } => {
@@ -405,7 +404,8 @@ impl World {
 
     fn deliver_to_destination(&mut self) -> bool {
         let Some(host) = &mut self.destination else { return false };
-        let Some(message) = self.to_destination.pop_front() else { return false };
+        let Some(arrived) = self.link.step(Side::Source) else { return false };
+        let Some(message) = arrived else { return true };
         self.trace.push(format!("{} destination hears {message:?}", self.step));
         host.machine.handle(self.now, DestinationInput::Message(message));
         true
@@ -502,12 +502,10 @@ impl World {
                 self.network.cut_all();
                 self.drop_link();
             }
+            Fault::CutLink => self.link.cut(),
             Fault::LoseLink => self.drop_link(),
             Fault::LoseLinkSilently => {
-                if self.link {
-                    self.link = false;
-                    self.to_destination.clear();
-                    self.to_source.clear();
+                if self.link.lose() {
                     self.unnoticed = (true, true);
                 }
             }
@@ -534,10 +532,7 @@ impl World {
 
     /// Both ends notice that the link is gone.
     fn drop_link(&mut self) {
-        if self.link {
-            self.link = false;
-            self.to_destination.clear();
-            self.to_source.clear();
+        if self.link.lose() {
             self.unnoticed = (true, true);
             while self.notice_lost_link() {}
         }

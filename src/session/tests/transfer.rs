@@ -270,3 +270,27 @@ fn pages_that_change_while_they_are_sent_are_right_after_the_next_round() {
     }
     assert_equal(&source, &host.memory);
 }
+
+/// What a kernel that refuses to reference the memory gets.
+#[test]
+fn copied_pages_arrive_as_well() {
+    use crate::channel::tcp::{self, TcpOptions};
+    use crate::wire::data::{BarrierId, Receipt};
+    use crate::wire::preamble::{Preamble, Purpose};
+
+    let source = memory(Backing::Anonymous);
+    let host = host(memory(Backing::Memfd));
+    let mut seed = 8;
+    (0..8192).for_each(|page| write_page(&source, page, &mut seed, false));
+    let preamble = Preamble::new(Purpose::Data { channel: 0 }, MIGRATION, SECRET);
+    let (stream, _) = handshake::dial(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
+    let copying = TcpOptions { zero_copy: false, ..TcpOptions::default() };
+    let mut open = tcp::open(stream, source.clone(), copying).unwrap();
+    for run in (0..8192).step_by(1024).map(|start| Run::new(start, 1024)) {
+        let runs: Vec<Run> = source.layout().pieces(run).map(|(_, piece)| piece).collect();
+        open.source.push_pages(RoundId(0), &runs).unwrap();
+    }
+    open.source.push_barrier(BarrierId(1), RoundId(0), &[]).unwrap();
+    while open.receipts.next().unwrap() != Receipt::Barrier(BarrierId(1)) {}
+    assert_equal(&source, &host.memory);
+}

@@ -1,0 +1,83 @@
+//! What a session tells: its events and statistics.
+
+use std::net::SocketAddr;
+
+use super::error::SessionError;
+use super::mode::TransferMode;
+use super::path::Path;
+use crate::pageset::PageSet;
+use crate::units::RoundId;
+use crate::wire::data::ChannelId;
+
+/// What happens in a source session.
+#[derive(Debug)]
+pub enum SessionEvent {
+    /// A round is over: every page of it is in the destination's memory, and nothing of it is under way any more.
+    Placed {
+        /// Which.
+        round: RoundId,
+        /// What it took.
+        stats: RoundStats,
+    },
+    /// A channel did not open or was lost. The others go on.
+    ChannelLost {
+        /// Its number.
+        channel: ChannelId,
+        /// Its path.
+        path: Path,
+        /// Why.
+        cause: SessionError,
+    },
+    /// The last channel was lost within a round; the round is over.
+    Failed {
+        /// Why.
+        cause: SessionError,
+        /// The pages of the round that the destination has not confirmed.
+        owed: PageSet,
+    },
+}
+
+/// What a round took.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundStats {
+    /// Pages sent, zero pages among them. Those of a lost channel were sent again and count again.
+    pub pages: u64,
+    /// Pages that held only zero bytes, of which only the numbers were sent.
+    pub zero_pages: u64,
+    /// Bytes of the other pages, before compression.
+    pub payload_bytes: u64,
+    /// Bytes that were sent, headers included.
+    pub wire_bytes: u64,
+}
+
+/// How a channel stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChannelStats {
+    /// Its number.
+    pub id: ChannelId,
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub remote: SocketAddr,
+    /// The interface of this end, where the address belongs to one.
+    pub interface: Option<String>,
+    /// Bytes that went over it, headers included.
+    pub bytes: u64,
+    /// Whether it is in use.
+    pub alive: bool,
+    /// How it transfers.
+    pub mode: TransferMode,
+}
+
+/// How a session stands.
+#[derive(Clone, Debug, Default)]
+pub struct SessionStats {
+    /// Each channel that ever opened.
+    pub channels: Vec<ChannelStats>,
+    /// Pages that the destination has confirmed, over all rounds.
+    pub placed_pages: u64,
+    /// Pages of the round under way that it has not confirmed.
+    pub remaining_pages: u64,
+    /// Bytes sent over all channels, headers included.
+    pub wire_bytes: u64,
+}

@@ -42,6 +42,7 @@ pub fn connect(source: Option<IpAddr>, destination: SocketAddr, timeout: Duratio
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    avoid_paced_congestion_control(&socket);
     if let Some(source) = source {
         rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
     }
@@ -53,6 +54,21 @@ pub fn connect(source: Option<IpAddr>, destination: SocketAddr, timeout: Duratio
     let stream = TcpStream::from(socket);
     stream.set_nonblocking(false)?;
     Ok(stream)
+}
+
+/// Turns a socket that would be paced by BBR into one that is not; before it connects, because a socket that was paced once
+/// stays so.
+///
+/// BBR paces by a kernel timer for each burst, which costs the source more than the sending itself, see
+/// `docs/decisions/0001-no-bbr-on-data-channels.md`. Every other choice of the host's administrator is kept.
+fn avoid_paced_congestion_control(socket: &OwnedFd) {
+    if !sockopt::tcp_congestion(socket).is_ok_and(|name| name.starts_with("bbr")) {
+        return;
+    }
+    // A process without CAP_NET_ADMIN may only take what tcp_allowed_congestion_control names, and reno always.
+    if ["cubic", "reno"].into_iter().all(|name| sockopt::set_tcp_congestion(socket, name).is_err()) {
+        tracing::debug!("the kernel offers no congestion control but BBR");
+    }
 }
 
 fn finish_connect(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
@@ -204,5 +220,25 @@ impl ChannelLink for TcpLink {
     fn shut(&self) {
         // Fails only when it is shut already.
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_does_not_use_bbr_and_keeps_other_choices() {
+        let socket = || rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        let offered = |name| sockopt::set_tcp_congestion(socket(), name).is_ok();
+        for (chosen, used) in [("bbr", &["cubic", "reno"][..]), ("reno", &["reno"]), ("cubic", &["cubic"])] {
+            if offered(chosen) {
+                let socket = socket();
+                sockopt::set_tcp_congestion(&socket, chosen).unwrap();
+                avoid_paced_congestion_control(&socket);
+                let name = sockopt::tcp_congestion(&socket).unwrap();
+                assert!(used.contains(&name.as_str()), "{name} instead of {chosen}");
+            }
+        }
     }
 }

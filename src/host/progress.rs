@@ -80,6 +80,8 @@ impl Progress {
             Self(Show::Nothing)
         } else if !json && io::stderr().is_terminal() {
             let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            // The clock on the line goes on also while nothing is told: a person sees that it is alive.
+            bar.enable_steady_tick(Duration::from_millis(200));
             let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             Self(Show::Bar(bar))

@@ -8,12 +8,10 @@ use std::sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use pageferry::dirty::DirtyTracker;
-use pageferry::dirty::pagemap::PagemapTracker;
+use pageferry::dirty::{DirtyTracker, pagemap::PagemapTracker};
 use pageferry::engine::destination::{ReceiveOptions, receive};
-use pageferry::engine::endpoint::Endpoint;
-use pageferry::engine::journal::Journal;
 use pageferry::engine::source::{MigrateOptions, migrate};
+use pageferry::engine::{endpoint::Endpoint, journal::Journal};
 use pageferry::guest::{Guest, GuestError};
 use pageferry::layout::{RamLayout, RamRegion};
 use pageferry::memory::{GuestMemory, Mapping};
@@ -28,7 +26,6 @@ const RAM: [(vm_memory::GuestAddress, usize); 2] =
 
 struct Vmm {
     ram: Arc<GuestMemoryMmap>,
-    /// pageferry's view of the same memory.
     memory: GuestMemory,
     /// The "register" of the vCPU: how far it has counted.
     counted: u64,
@@ -105,7 +102,7 @@ impl Guest for Vmm {
 
     fn load_state(&mut self, state: &[u8], _stopped_for: Duration) -> Result<(), GuestError> {
         let state =
-            state.try_into().map_err(|cause| GuestError::caused("the vCPU's state is 8 bytes", cause))?;
+            state.try_into().map_err(|cause| GuestError::caused("the state is not 8 bytes", cause))?;
         self.counted = u64::from_le_bytes(state);
         Ok(())
     }
@@ -122,18 +119,20 @@ fn main() -> Result<(), Box<dyn Error>> {
     let journal = Journal::open(state.path().join("destination"))?;
     let endpoint = Endpoint::bind(&["127.0.0.1:0".parse()?], journal)?;
     let path = Path { source: None, destination: endpoint.local_addresses()[0] };
-    let destination = std::thread::spawn(move || {
-        let mut skeleton = |_: &_| Vmm::new().map_err(|cause| GuestError::new(cause.to_string()));
-        receive(&endpoint, &ReceiveOptions::default(), &mut skeleton)
-    });
+    let (place, arrival) = (endpoint.expect(), ReceiveOptions::default());
+    let mut skeleton = |_: &_| Vmm::new().map_err(|cause| GuestError::new(cause.to_string()));
     // The source, whose guest runs.
     let mut guest = Vmm::new()?;
     guest.resume()?;
     let journal = Journal::open(state.path().join("source"))?;
     let options = MigrateOptions::new("embedded", "example", vec![path]);
-    let report = migrate(&mut guest, &options, &journal, &mut |progress| println!("{progress:?}"));
+    let (received, report) = std::thread::scope(|threads| {
+        let destination = threads.spawn(|| receive(place, &arrival, &mut skeleton));
+        let report = migrate(&mut guest, &options, &journal, &mut |progress| println!("{progress:?}"));
+        (destination.join(), report)
+    });
     println!("{:?} after {} rounds, paused for {:?}", report.outcome, report.rounds.len(), report.paused);
-    let received = destination.join().map_err(|_| "the destination panicked")?;
+    let received = received.map_err(|_| "the destination panicked")?;
     let mut moved = received.and_then(|received| received.guest).ok_or("the guest did not arrive")?;
     moved.pause()?;
     println!("it had counted to {} when it left, and to {} now", guest.counted, moved.counted);

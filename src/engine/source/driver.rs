@@ -19,7 +19,8 @@ use crate::pageset::PageSet;
 use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::mode::{self, Capabilities, Resolved};
 use crate::session::query;
-use crate::session::source::{SessionEvent, SessionStats, SourceOptions, SourceSession};
+use crate::session::source::{SourceOptions, SourceSession};
+use crate::session::{ChannelStats, SessionEvent, SessionStats};
 use crate::units::PAGE_SIZE;
 use crate::wire::control::{Accept, MAX_CONFIG_BYTES, MAX_STATE_BYTES, Message, Setup};
 use crate::wire::preamble::{MigrationId, Secret};
@@ -430,8 +431,8 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     }
 }
 
-impl From<crate::session::source::ChannelStats> for ChannelRecord {
-    fn from(stats: crate::session::source::ChannelStats) -> Self {
+impl From<ChannelStats> for ChannelRecord {
+    fn from(stats: ChannelStats) -> Self {
         Self {
             local: stats.local,
             remote: stats.remote,

@@ -92,7 +92,7 @@ impl Guest for Vmm {
             }
             counted
         };
-        self.vcpu = Some(std::thread::Builder::new().name("vcpu-0".into()).spawn(run)?);
+        self.vcpu = Some(std::thread::Builder::new().name("guest-vcpu0".into()).spawn(run)?);
         Ok(())
     }
 

@@ -93,7 +93,8 @@ impl Journal {
             text.push_str(&format!("peer={peer}\n"));
         }
         let path = self.directory.join(format!("source-{migration}"));
-        self.write(&path, &text, |written| fs::rename(written, &path))
+        self.write(&path, &text, |written| fs::rename(written, &path))?;
+        self.sync(&path)
     }
 
     /// Decides about a token, unless that has been done: answers the decision that stands, from now on and for ever.
@@ -104,7 +105,14 @@ impl Journal {
         let path = self.token_path(token);
         let linked = self.write(&path, decision_text(decision), |written| fs::hard_link(written, &path));
         match linked {
-            Ok(()) => Ok(decision),
+            Ok(()) => {
+                // It stands for every process of this host, whatever the disk says: an error here would have the guest
+                // dropped while the journal says that it runs.
+                if let Err(error) = self.sync(&path) {
+                    tracing::warn!("a decision may not survive a power failure: {}", super::chain(&error));
+                }
+                Ok(decision)
+            }
             // `link(2)` fails when the name exists: somebody was first.
             Err(JournalError::Write { cause, .. }) if cause.kind() == io::ErrorKind::AlreadyExists => {
                 let standing = self.decision(token)?;
@@ -120,7 +128,8 @@ impl Journal {
     /// [`JournalError::Write`].
     pub fn revoke(&self, token: Token) -> Result<(), JournalError> {
         let path = self.token_path(token);
-        self.write(&path, decision_text(Decision::Fenced), |written| fs::rename(written, &path))
+        self.write(&path, decision_text(Decision::Fenced), |written| fs::rename(written, &path))?;
+        self.sync(&path)
     }
 
     /// The decision about a token, if there is one.
@@ -166,7 +175,14 @@ impl Journal {
         self.directory.join(format!("token-{token}"))
     }
 
-    /// Writes a file under a name of its own, puts it in its place with `place`, and makes both durable.
+    /// Makes the names in the directory durable.
+    fn sync(&self, path: &FilePath) -> Result<(), JournalError> {
+        File::open(&self.directory)
+            .and_then(|directory| directory.sync_all())
+            .map_err(|cause| JournalError::Write { path: path.to_owned(), cause })
+    }
+
+    /// Writes a file under a name of its own, makes its content durable, and puts it in its place with `place`.
     fn write(
         &self,
         path: &FilePath,
@@ -180,8 +196,7 @@ impl Journal {
             let mut file = File::create_new(&written)?;
             file.write_all(text.as_bytes())?;
             file.sync_all()?;
-            place(&written)?;
-            File::open(&self.directory)?.sync_all()
+            place(&written)
         })();
         // Renamed away, or a second name of what is in place.
         let _ = fs::remove_file(&written);

@@ -13,6 +13,9 @@ pub mod source;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+/// How many of a peer's control messages wait for an engine that is busy: 64 of 1 MiB at most. Then the peer waits.
+const MESSAGES_WAITING: usize = 64;
+
 /// The wall clock, in nanoseconds since 1970; 0 for a clock set before that.
 #[must_use]
 pub fn wall_clock() -> u64 {

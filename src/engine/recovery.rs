@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use super::chain;
 use super::journal::{Journal, JournalError, Unfinished};
-use crate::migration::handover::SourceRecord;
+use crate::guest::{Guest, GuestError};
+use crate::migration::handover::{Outcome, SourceRecord};
 use crate::session::path::Path;
 use crate::session::query;
 use crate::wire::control::Message;
@@ -30,7 +31,7 @@ pub enum Recovered {
 pub fn recover(journal: &Journal, timeout: Duration) -> Result<Vec<(Unfinished, Recovered)>, JournalError> {
     let mut recovered = Vec::new();
     for unfinished in journal.unfinished()? {
-        let answer = ask(&unfinished, timeout);
+        let answer = ask(&unfinished, &Message::Commit(unfinished.token), timeout);
         let record = match answer {
             Recovered::Completed => Some(SourceRecord::Completed(unfinished.token)),
             Recovered::Lost => Some(SourceRecord::RolledBack(unfinished.token)),
@@ -45,11 +46,49 @@ pub fn recover(journal: &Journal, timeout: Duration) -> Result<Vec<(Unfinished, 
     Ok(recovered)
 }
 
-fn ask(unfinished: &Unfinished, timeout: Duration) -> Recovered {
+/// Asks once about a guest that stands still here since its migration ended [`Outcome::InDoubt`], and acts on the answer:
+/// when the destination has given it up, it runs here again. Call it until it is not in doubt any more.
+///
+/// # Errors
+/// [`ResolveError`] when the answer could not be written down or the guest not be resumed; call it again.
+pub fn resolve<G: Guest + ?Sized>(
+    guest: &mut G,
+    unfinished: &Unfinished,
+    journal: &Journal,
+    timeout: Duration,
+) -> Result<Outcome, ResolveError> {
+    let (outcome, record) = match ask(unfinished, &Message::Query(unfinished.token), timeout) {
+        Recovered::Completed => {
+            (Outcome::Completed { warnings: Vec::new() }, SourceRecord::Completed(unfinished.token))
+        }
+        Recovered::Lost => (
+            Outcome::RolledBack { cause: "the destination has not started the guest and never will".into() },
+            SourceRecord::RolledBack(unfinished.token),
+        ),
+        Recovered::InDoubt(_) => return Ok(Outcome::InDoubt { token: unfinished.token }),
+    };
+    journal.record_source(unfinished.migration, &unfinished.peers, record)?;
+    if matches!(outcome, Outcome::RolledBack { .. }) {
+        guest.resume()?;
+    }
+    Ok(outcome)
+}
+
+/// Why an answer could not be acted on.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveError {
+    /// It could not be written down.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The guest could not be resumed.
+    #[error(transparent)]
+    Guest(#[from] GuestError),
+}
+
+fn ask(unfinished: &Unfinished, question: &Message, timeout: Duration) -> Recovered {
     let paths: Vec<Path> =
         unfinished.peers.iter().map(|peer| Path { source: None, destination: *peer }).collect();
-    let asked = Message::Commit(unfinished.token).encode();
-    let answer = match query(&paths, unfinished.migration, &asked, timeout) {
+    let answer = match query(&paths, unfinished.migration, &question.encode(), timeout) {
         Ok(answer) => answer,
         Err(error) => return Recovered::InDoubt(chain(&error)),
     };

@@ -13,7 +13,8 @@ use crate::memory::GuestMemory;
 
 /// A guest that can be migrated: the interface between pageferry and a VMM.
 ///
-/// Every method is called from one thread at a time. None has a default body: a hypervisor that forgets one does not
+/// Threads that run the guest are to have names that begin with `guest-`: their CPU time is not the migration's
+/// ([`crate::engine::cpu::GUEST_THREAD_PREFIX`]). Every method is called from one thread at a time. None has a default body: a hypervisor that forgets one does not
 /// compile.
 pub trait Guest: Send {
     /// The guest's RAM. Called once per migration; the handle keeps the memory mapped.

@@ -11,8 +11,8 @@ use crate::engine::cancel::{CancelHandle, cancel_pair};
 use crate::engine::destination::{ReceiveOptions, Setup, receive};
 use crate::engine::endpoint::Endpoint;
 use crate::engine::fault::FaultPlan;
-use crate::engine::journal::Journal;
-use crate::engine::recovery::{Recovered, recover};
+use crate::engine::journal::{Journal, Unfinished};
+use crate::engine::recovery::{Recovered, recover, resolve};
 use crate::engine::source::{MigrateOptions, migrate};
 use crate::engine::{chain, observe};
 use crate::host::exit::Exit;
@@ -27,6 +27,8 @@ use crate::units::PAGE_SIZE;
 
 /// A guest that has not written all its pages by then never will.
 const WARM_UP_LIMIT: Duration = Duration::from_secs(600);
+/// How long between two questions about a guest whose migration ended in doubt.
+const SETTLE_PAUSE: Duration = Duration::from_secs(2);
 /// How long a question after a restart may take.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -57,8 +59,9 @@ pub fn run(options: &HolderOptions) -> Exit {
 
 fn serve(options: &HolderOptions) -> Result<(), String> {
     let journal = Journal::open(&options.state_dir).map_err(|error| chain(&error))?;
-    let recovered = recover(&journal, RECOVERY_TIMEOUT).map_err(|error| chain(&error))?;
+    // Listening first: two hosts that come back together ask each other.
     let endpoint = Endpoint::bind(&options.listen, journal.clone()).map_err(|error| chain(&error))?;
+    let recovered = recover(&journal, RECOVERY_TIMEOUT).map_err(|error| chain(&error))?;
     emit(&Event::Listening { addresses: endpoint.local_addresses() });
     for (unfinished, what) in recovered {
         let completed = what == Recovered::Completed;
@@ -86,6 +89,19 @@ fn emit(event: &Event) {
     line.push('\n');
     // A supervisor that has gone reads nothing; the guest is not stopped for that.
     let _ = std::io::stdout().lock().write_all(line.as_bytes());
+}
+
+/// Asks until the destination answers what became of a guest that stands still here. Answers whether it runs here again.
+fn settle(guest: &mut AnyGuest, unfinished: &Unfinished, journal: &Journal) -> bool {
+    loop {
+        match resolve(guest, unfinished, journal, RECOVERY_TIMEOUT) {
+            Ok(Outcome::Completed { .. }) => return false,
+            Ok(Outcome::RolledBack { .. }) => return true,
+            Ok(Outcome::InDoubt { .. }) => {}
+            Err(error) => tracing::warn!("the doubt cannot be settled now: {}", chain(&error)),
+        }
+        std::thread::sleep(SETTLE_PAUSE);
+    }
 }
 
 type Slot = Arc<Mutex<Option<AnyGuest>>>;
@@ -218,10 +234,20 @@ impl Holder {
             let mut observer = |progress: &observe::Progress| emit(&Event::Progress(move_progress(progress)));
             let report = migrate(&mut guest, &options, &journal, &mut observer);
             let after = GuestSeen::now(guest.report());
-            // A guest that has moved is dropped here; one in doubt stays, stopped.
-            let moved_away = matches!(report.outcome, Outcome::Completed { .. });
-            *held(&slot) = Some(guest).filter(|_| !moved_away);
+            let (outcome, migration) = (report.outcome.clone(), report.migration);
+            // A guest that has moved is dropped here.
+            if matches!(outcome, Outcome::RolledBack { .. }) {
+                *held(&slot) = Some(guest);
+                return emit(&Event::Moved(Box::new(moved(report, before, after))));
+            }
             emit(&Event::Moved(Box::new(moved(report, before, after))));
+            if let Outcome::InDoubt { token } = outcome {
+                let peers = options.paths.iter().map(|path| path.destination).collect();
+                let unfinished = Unfinished { migration, token, peers };
+                let here = settle(&mut guest, &unfinished, &journal);
+                *held(&slot) = here.then_some(guest);
+                emit(&Event::Settled { here });
+            }
         })
     }
 

@@ -102,6 +102,11 @@ pub enum Event {
     Progress(MoveProgress),
     /// The move has ended, as the source sees it.
     Moved(Box<Moved>),
+    /// A move that had ended in doubt is settled.
+    Settled {
+        /// Whether the guest runs here again; else it runs at the destination.
+        here: bool,
+    },
     /// A guest has arrived, or its arrival has failed.
     Arrived(Box<Arrived>),
     /// Answers [`Command::Report`] and [`Command::Verify`].

@@ -39,6 +39,8 @@ pub struct SourceConfig {
 pub struct Patience {
     /// From `Setup` to `Accept`: memory is allocated meanwhile.
     pub setup: Duration,
+    /// Between two confirmations of pages within a round. A channel confirms 4 MiB at a time, so 30 s are a wire of 1 Mbit/s.
+    pub placing: Duration,
     /// From `Finish` to `Ready`: state is loaded meanwhile.
     pub ready: Duration,
     /// From `Commit` to `Running`; after that the source asks.
@@ -53,6 +55,7 @@ impl Default for Patience {
     fn default() -> Self {
         Self {
             setup: Duration::from_secs(30),
+            placing: Duration::from_secs(30),
             ready: Duration::from_secs(30),
             running: Duration::from_secs(5),
             query: Duration::from_millis(500),
@@ -87,6 +90,8 @@ pub enum SourceInput {
     TrackingStarted(PageSet),
     /// Answers [`SourceAction::Drain`].
     Drained(PageSet),
+    /// The destination has confirmed more pages of the round under way.
+    Progressed,
     /// Answers [`SourceAction::Place`]: the round's barrier came back.
     Placed(RoundId, PlacedStats),
     /// Answers [`SourceAction::Pause`], with the wall clock at that moment in nanoseconds since 1970.

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, never, select, unbounded};
+use crossbeam_channel::{Receiver, bounded, never, select, unbounded};
 
 use super::{ReceiveOptions, Received};
 use crate::engine::endpoint::{Endpoint, answer_from_journal};
 use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::observe::{DestinationReport, RamDigest};
-use crate::engine::{chain, draw, wall_clock};
+use crate::engine::{MESSAGES_WAITING, chain, draw, wall_clock};
 use crate::guest::{Guest, GuestError};
 use crate::memory::snapshot::{MemoryDigest, Snapshot};
 use crate::migration::destination::{Destination, DestinationAction, DestinationConfig, DestinationInput};
@@ -95,7 +95,7 @@ impl<'a, G: Guest> Driver<'a, G> {
             capabilities: Capabilities::OURS.names(),
             fence_after: options.fence_after,
         };
-        let (sender, link_events) = unbounded();
+        let (sender, link_events) = bounded(MESSAGES_WAITING);
         Ok(Self {
             endpoint,
             options,
@@ -267,10 +267,9 @@ impl<'a, G: Guest> Driver<'a, G> {
 
     fn make_guest(&mut self, setup: &Setup) -> Result<(), GuestError> {
         self.name.clone_from(&setup.name);
-        enough_memory(
-            setup.touched_pages * PAGE_SIZE,
-            if self.faults.no_memory { 0 } else { available_memory() },
-        )?;
+        // Its touched pages, and a bit for each page to know which of them have come.
+        let needed = setup.touched_pages * PAGE_SIZE + setup.layout.total_pages() / 8;
+        enough_memory(needed, if self.faults.no_memory { 0 } else { available_memory() })?;
         let guest = (self.make)(setup)?;
         let memory = guest.memory();
         if *memory.layout() != setup.layout {
@@ -281,6 +280,7 @@ impl<'a, G: Guest> Driver<'a, G> {
         let (sender, events) = unbounded();
         let session = DestinationSession::new(memory, self.id, sender);
         if let Some(link) = &self.link {
+            link.set_secret(self.secret);
             self.endpoint.listener().register(self.id, self.secret, &session, link);
         }
         self.session = Some(session);

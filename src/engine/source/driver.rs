@@ -75,7 +75,6 @@ pub(super) struct Driver<'a, G: Guest + ?Sized> {
     /// For the rate on the progress line: when it was last looked at, and the bytes placed by then.
     seen: (Instant, u64),
     rate: u64,
-    placed_before: u64,
 }
 
 impl<'a, G: Guest + ?Sized> Driver<'a, G> {
@@ -108,7 +107,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             warnings: Vec::new(),
             seen: (began, 0),
             rate: 0,
-            placed_before: 0,
         }
     }
 
@@ -166,7 +164,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn session_event(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Placed { round, stats } => {
-                self.placed_before += stats.pages * PAGE_SIZE;
                 self.tell(SourceInput::Placed(
                     round,
                     PlacedStats {
@@ -387,9 +384,12 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn progress(&mut self) -> Progress {
         let stats = self.session.as_ref().map(SourceSession::stats);
         let remaining = stats.as_ref().map_or(0, |stats| stats.remaining_pages);
-        let placed = self.placed_before + stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
+        let placed = stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
         let looked = self.seen.0.elapsed();
         if looked >= TICK {
+            if placed > self.seen.1 {
+                self.tell(SourceInput::Progressed);
+            }
             let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
             // Smoothed over about half a second: a line that jumps cannot be read.
             self.rate = (self.rate as f64 * 0.8 + lately * 0.2) as u64;

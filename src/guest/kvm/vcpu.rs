@@ -82,7 +82,8 @@ impl VcpuThread {
             Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new(), kicker: vcpu.kicker()? });
         let vcpu = Arc::new(Mutex::new(vcpu));
         let runner = Runner { number, shared: Arc::clone(&shared), vcpu: Arc::clone(&vcpu), devices, rings };
-        let thread = std::thread::Builder::new().name(format!("vcpu{number}")).spawn(move || runner.run())?;
+        let thread =
+            std::thread::Builder::new().name(format!("guest-vcpu{number}")).spawn(move || runner.run())?;
         let this = Self { shared, vcpu, thread: Some(thread) };
         this.wait_parked().map_err(io::Error::other)?;
         Ok(this)

@@ -19,6 +19,7 @@ impl Source {
             SourceInput::ChannelsOpen => self.channels_open(),
             SourceInput::TrackingStarted(touched) => self.tracking_started(now, &touched),
             SourceInput::Drained(dirty) => self.drained(now, &dirty),
+            SourceInput::Progressed => self.progressed(now),
             SourceInput::Placed(round, stats) => self.placed(now, round, stats),
             SourceInput::Paused(wall_clock) => self.stopped(wall_clock),
             SourceInput::StateSaved(state) => self.state_saved(&state),
@@ -110,7 +111,14 @@ impl Source {
         let round = self.next_round;
         let pages = self.ledger.post(round);
         self.phase = phase(round, now);
+        self.deadline = Some(now + self.config.patience.placing);
         self.act(SourceAction::Place(round, pages));
+    }
+
+    fn progressed(&mut self, now: Duration) {
+        if matches!(self.phase, Phase::Placing(..) | Phase::LastPlacing(..)) {
+            self.deadline = Some(now + self.config.patience.placing);
+        }
     }
 
     fn placed(&mut self, now: Duration, round: RoundId, stats: PlacedStats) {
@@ -131,6 +139,7 @@ impl Source {
             dirtied: 0,
         });
         self.next_round = round.next();
+        self.deadline = None;
         if last {
             self.finish(now);
         } else {

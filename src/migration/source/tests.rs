@@ -175,3 +175,21 @@ fn long_state_travels_in_pieces_and_is_counted() {
             .contains(&SourceAction::Send(Message::Finish { state_bytes: expected, stopped_at: 7 }))
     );
 }
+
+#[test]
+fn a_destination_that_confirms_nothing_is_given_up_and_one_that_is_slow_is_not() {
+    let patience = Patience::default().placing;
+    for (steps, resumes) in [(4, false), (9, true)] {
+        let mut source = after(steps);
+        for part in 1..5 {
+            source.handle(patience * part * 9 / 10, SourceInput::Progressed);
+            source.handle_timeout(patience * part * 9 / 10 + patience / 2);
+            assert_eq!(actions(&mut source), [], "it goes on while pages are confirmed");
+        }
+        source.handle_timeout(patience * 5);
+        let said = actions(&mut source);
+        let Some(SourceAction::Send(Message::Abort(cause))) = said.first() else { panic!("{said:?}") };
+        assert!(cause.contains("the barrier of"), "{cause}");
+        assert_eq!(said.iter().any(|action| matches!(action, SourceAction::Resume(_))), resumes);
+    }
+}

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
-use crate::host::holder_protocol::{Arrived, Event, MoveProgress, Moved};
+use crate::host::holder_protocol::{Arrived, Command, Event, MoveProgress, Moved};
 use crate::host::progress::{Progress, ProgressState};
 use crate::host::supervise::HolderProcess;
 use crate::units::RoundId;
@@ -64,6 +64,10 @@ pub(super) fn until_both_end(
                 Err(_) => {
                     ends.source_killed = true;
                     restart(from, &mut ends);
+                    // Nothing was committed, so the guest died with its process: the destination need not wait for it.
+                    if from.recovered().is_empty() {
+                        let _ = to.tell(&Command::Cancel);
+                    }
                 }
             },
             recv(destination_events) -> event => match event {

@@ -105,7 +105,7 @@ pub fn resolve(requested: TransferMode, ours: Capabilities, theirs: Capabilities
         }
         TransferMode::Auto => resolved(
             TransferMode::Tcp,
-            "tcp is the fastest that needs no choice: this version of pageferry has no RDMA channel, and compression is used when it is asked for",
+            "this version of pageferry has no RDMA channel, and compresses only when asked to",
         ),
     }
 }

@@ -202,6 +202,12 @@ impl Source {
         self.phase.name()
     }
 
+    /// What it waits for, in words.
+    #[must_use]
+    pub fn waits_for(&self) -> &'static str {
+        self.phase.waits_for()
+    }
+
     /// Whether [`SourceInput::Cancel`] still has an effect: it has none from the journal entry before `Commit` on.
     #[must_use]
     pub fn can_cancel(&self) -> bool {

@@ -71,6 +71,18 @@ fn it_is_cancelled_at_the_destination_at_each_phase() {
     );
 }
 
+/// The source has given the guest away and hears nothing for longer than it waits: it asks, until the answer comes.
+#[test]
+fn a_destination_that_stands_still_after_it_decided_is_asked_until_it_answers() {
+    for guest in Guest::ALL.into_iter().filter(|guest| guest.is_here()) {
+        let demo = Demo::run(guest, "--mode tcp --destination-fault stall:9@journaled");
+        demo.check_completed();
+        let warned = demo.report["warnings"].to_string();
+        assert!(warned.contains("asked, and got no answer"), "{warned}");
+        assert!(demo.report["downtime_seconds"].as_f64() > Some(8.0), "{:#}", demo.report);
+    }
+}
+
 #[test]
 fn one_channel_of_three_is_cut_within_a_round() {
     for guest in Guest::ALL.into_iter().filter(|guest| guest.is_here()) {

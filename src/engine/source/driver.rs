@@ -215,7 +215,10 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
 
     fn warn(&mut self, warning: String) {
         tracing::warn!(migration = %self.id, "{warning}");
-        self.warnings.push(warning);
+        // A question that goes unanswered every half second is one warning.
+        if self.warnings.last() != Some(&warning) {
+            self.warnings.push(warning);
+        }
     }
 
     fn reached(&mut self, point: FaultPoint) {
@@ -403,7 +406,17 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             bytes_per_second: self.rate,
             remaining_bytes: remaining * PAGE_SIZE,
             expected_downtime: self.machine.expected_downtime(remaining),
-            note: self.machine.note().map(str::to_owned).or_else(|| self.warnings.last().cloned()),
+            note: self.note(),
+        }
+    }
+
+    /// What a person should know at this moment: why it does not converge, what went wrong, else what it waits for.
+    fn note(&self) -> Option<String> {
+        let waits = || format!("waits for {}", self.machine.waits_for());
+        let known = self.machine.note().map(str::to_owned).or_else(|| self.warnings.last().cloned());
+        match self.machine.phase() {
+            PhaseName::PreCopy | PhaseName::Finished => known,
+            _ => Some(known.map_or_else(waits, |known| format!("{}; {known}", waits()))),
         }
     }
 

@@ -116,7 +116,15 @@ impl Account {
         let report = &mut self.report;
         (report.outcome, report.cause) = match &ends.moved {
             Some(moved) if moved.outcome == "completed" => (ReportedOutcome::Completed, None),
-            Some(moved) if moved.outcome == "in_doubt" => (ReportedOutcome::InDoubt, moved.cause.clone()),
+            Some(moved) if moved.outcome == "in_doubt" => match ends.settled_here {
+                None => (ReportedOutcome::InDoubt, moved.cause.clone()),
+                Some(false) => (ReportedOutcome::Completed, None),
+                Some(true) => {
+                    let cause =
+                        "the destination was in doubt, and then had not started the guest and never will";
+                    (ReportedOutcome::RolledBack, Some(cause.into()))
+                }
+            },
             Some(moved) => (ReportedOutcome::RolledBack, moved.cause.clone()),
             // The source is gone, and only the destination can say.
             None if ends.runs_at_destination() => (ReportedOutcome::Completed, None),

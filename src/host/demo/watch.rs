@@ -19,6 +19,8 @@ const AFTER_ONE_END: Duration = Duration::from_secs(75);
 pub(super) struct Ends {
     pub(super) moved: Option<Moved>,
     pub(super) arrived: Option<Arrived>,
+    /// Whether the guest runs at the source again, once a move that had ended in doubt was settled.
+    pub(super) settled_here: Option<bool>,
     /// What was noticed from outside: a process that was killed, what became of it.
     pub(super) noticed: Vec<String>,
     /// The source process was killed and its guest with it, unless the destination has it.
@@ -43,12 +45,14 @@ pub(super) fn until_both_end(
     let mut ends = Ends::default();
     let mut deadline = Instant::now() + LONGEST;
     loop {
-        let source_over = ends.moved.is_some() || ends.source_killed;
+        let in_doubt = ends.moved.as_ref().is_some_and(|moved| moved.outcome == "in_doubt");
+        let source_said = ends.moved.is_some() && (!in_doubt || ends.settled_here.is_some());
+        let source_over = source_said || ends.source_killed;
         let destination_over = ends.arrived.is_some() || ends.destination_killed;
         if source_over && destination_over {
             return ends;
         }
-        if source_over || destination_over {
+        if ends.moved.is_some() || source_over || destination_over {
             deadline = deadline.min(Instant::now() + AFTER_ONE_END);
         }
         let (source_events, destination_events) = (from.events().clone(), to.events().clone());
@@ -56,6 +60,7 @@ pub(super) fn until_both_end(
             recv(source_events) -> event => match event {
                 Ok(Event::Progress(state)) => progress.update(&progress_state(state)),
                 Ok(Event::Moved(moved)) => ends.moved = Some(*moved),
+                Ok(Event::Settled { here }) => ends.settled_here = Some(here),
                 Ok(Event::Failed { why }) => {
                     ends.noticed.push(why);
                     return ends;

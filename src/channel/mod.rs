@@ -206,6 +206,12 @@ pub enum ChannelError {
         /// What was sent.
         sent: u64,
     },
+    /// The peer confirmed a barrier that was never sent.
+    #[error("the peer confirms barrier {got}, which was not sent")]
+    ConfirmsBarrier {
+        /// What it confirmed.
+        got: u64,
+    },
     /// The peer says why it gives the channel up.
     #[error("the destination refuses the data: {0}")]
     Peer(String),
@@ -215,6 +221,9 @@ impl ChannelError {
     /// Whether the peer broke the protocol, so that the migration must end, rather than a link that broke.
     #[must_use]
     pub fn is_violation(&self) -> bool {
-        matches!(self, Self::Frame(_) | Self::ConfirmsTooMuch { .. } | Self::Peer(_))
+        matches!(
+            self,
+            Self::Frame(_) | Self::ConfirmsTooMuch { .. } | Self::ConfirmsBarrier { .. } | Self::Peer(_)
+        )
     }
 }

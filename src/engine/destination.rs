@@ -17,7 +17,11 @@ use driver::Driver;
 /// How migrations are received.
 #[derive(Clone, Debug)]
 pub struct ReceiveOptions {
-    /// How long to hold a complete guest whose source has gone silent before giving it up.
+    /// How long a source may take from its connection to saying what it wants to send.
+    pub setup_within: Duration,
+    /// How long a source that gives signs of life may send neither pages nor messages.
+    pub idle_after: Duration,
+    /// How long to hold a complete guest that the source does not commit, before giving it up.
     pub fence_after: Duration,
     /// Whether RAM at the pause is digested, to be compared with the source's.
     pub digest_ram: bool,
@@ -30,6 +34,9 @@ pub struct ReceiveOptions {
 impl Default for ReceiveOptions {
     fn default() -> Self {
         Self {
+            setup_within: Duration::from_secs(30),
+            // A source that saves its guest's state on a slow disk, or sends under a low cap, is not idle.
+            idle_after: Duration::from_secs(300),
             fence_after: Duration::from_secs(60),
             digest_ram: false,
             cancel: CancelSignal::default(),

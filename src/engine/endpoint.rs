@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use crossbeam_channel::{Receiver, Sender, select, unbounded};
 
@@ -20,6 +21,7 @@ use crate::wire::preamble::MigrationId;
 pub struct Endpoint {
     /// `None` only while this value is dropped.
     listener: Option<Listener>,
+    link_timeout: Duration,
     journal: Journal,
     shared: Arc<Shared>,
     arrivals: Receiver<(MigrationId, PendingLink)>,
@@ -53,8 +55,20 @@ impl Endpoint {
     /// # Errors
     /// [`SessionError`] naming the address that cannot be bound.
     pub fn bind(addresses: &[SocketAddr], journal: Journal) -> Result<Self, SessionError> {
+        Self::bind_with(addresses, ListenerOptions::default(), journal)
+    }
+
+    /// As [`Endpoint::bind`], with other times after which a silent connection counts as dead.
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    pub fn bind_with(
+        addresses: &[SocketAddr],
+        options: ListenerOptions,
+        journal: Journal,
+    ) -> Result<Self, SessionError> {
         let (sender, events) = unbounded();
-        let listener = Listener::bind(addresses, ListenerOptions::default(), sender)?;
+        let listener = Listener::bind(addresses, options, sender)?;
         let (arrived, arrivals) = unbounded();
         let shared = Arc::new(Shared::default());
         let router = Router { shared: Arc::clone(&shared), journal: journal.clone(), arrived };
@@ -62,7 +76,14 @@ impl Endpoint {
             .name("pf-endpoint".into())
             .spawn(move || events.into_iter().for_each(|event| router.route(event)))
             .map_err(|cause| SessionError::Thread { what: "pf-endpoint".into(), cause })?;
-        Ok(Self { listener: Some(listener), journal, shared, arrivals, router: Some(thread) })
+        Ok(Self {
+            listener: Some(listener),
+            link_timeout: options.control.link_timeout,
+            journal,
+            shared,
+            arrivals,
+            router: Some(thread),
+        })
     }
 
     /// Where it listens.
@@ -73,6 +94,11 @@ impl Endpoint {
 
     pub(super) fn listener(&self) -> &Listener {
         self.listener.as_ref().expect("it is there until the endpoint is dropped")
+    }
+
+    /// After which time a silent channel counts as lost.
+    pub(super) fn link_timeout(&self) -> Duration {
+        self.link_timeout
     }
 
     pub(super) fn journal(&self) -> &Journal {

@@ -10,11 +10,9 @@ pub mod journal;
 pub mod observe;
 pub mod recovery;
 pub mod source;
+mod stall;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
-
-/// How many of a peer's control messages wait for an engine that is busy: 64 of 1 MiB at most. Then the peer waits.
-const MESSAGES_WAITING: usize = 64;
 
 /// The wall clock, in nanoseconds since 1970; 0 for a clock set before that.
 #[must_use]

@@ -4,7 +4,7 @@ mod driver;
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::unbounded;
 
 use super::cancel::CancelSignal;
 use super::cpu::CpuMeter;
@@ -114,7 +114,7 @@ fn run<G: Guest + ?Sized>(
         Err(cause) => return rolled_back(super::chain(&cause)),
     };
     report.touched_bytes = setup.touched_pages * crate::units::PAGE_SIZE;
-    let (link_sender, link_events) = bounded(super::MESSAGES_WAITING);
+    let (link_sender, link_events) = unbounded();
     let link = match ControlLink::dial(&options.paths, id, options.control, link_sender) {
         Ok(link) => link,
         Err(cause) => return rolled_back(super::chain(&cause)),

@@ -18,7 +18,9 @@ pub struct DestinationConfig {
     pub secret: [u8; 32],
     /// Optional abilities of this host.
     pub capabilities: Vec<String>,
-    /// How long to hold a complete guest whose source has gone silent, before giving up the right to run it.
+    /// How long the source may take from its connection to `Setup`.
+    pub setup_within: Duration,
+    /// How long to hold a complete guest that the source does not commit, before giving up the right to run it.
     pub fence_after: Duration,
 }
 
@@ -41,7 +43,7 @@ pub enum DestinationInput {
     Resumed,
     /// An action failed, in these words.
     Failed(String),
-    /// A channel broke the protocol, in these words.
+    /// The source broke the protocol on a channel, or sent what is no message; in these words.
     Violation(String),
     /// The control link is lost and will not come back.
     LinkLost(String),
@@ -113,19 +115,22 @@ pub struct Destination {
     /// Whether someone waits for an answer over a connection of its own.
     asked: bool,
     deadline: Option<Duration>,
+    /// Why the control link was lost while the source may still commit beside it.
+    lost: Option<String>,
     actions: VecDeque<DestinationAction>,
 }
 
 impl Destination {
-    /// Waits for `Setup`.
+    /// Waits for `Setup`; the migration begins now, at time 0.
     #[must_use]
     pub fn new(config: DestinationConfig) -> Self {
         Self {
+            deadline: Some(config.setup_within),
             config,
             phase: Phase::AwaitingSetup,
             stopped_at: 0,
             asked: false,
-            deadline: None,
+            lost: None,
             actions: VecDeque::new(),
         }
     }
@@ -159,12 +164,14 @@ impl Destination {
             DestinationInput::Message(message) => self.message(message),
             DestinationInput::Asked(message) => self.ask(&message),
             DestinationInput::GuestMade => self.guest_made(),
-            DestinationInput::StateLoaded => self.state_loaded(),
+            DestinationInput::StateLoaded => self.state_loaded(now),
             DestinationInput::Decided(decision) => self.decided(decision),
             DestinationInput::Revoked => self.revoked(),
             DestinationInput::Resumed => self.resumed(),
             DestinationInput::Failed(cause) => self.failed(&cause),
-            DestinationInput::Violation(cause) => self.end(&format!("a channel broke the protocol: {cause}")),
+            DestinationInput::Violation(cause) => {
+                self.end(&format!("the source broke the protocol: {cause}"));
+            }
             DestinationInput::LinkLost(cause) => self.link_lost(now, &cause),
             DestinationInput::Cancel => self.end("cancelled at the destination"),
         }
@@ -174,7 +181,12 @@ impl Destination {
     pub fn handle_timeout(&mut self, now: Duration) {
         if self.deadline.is_some_and(|deadline| now >= deadline) {
             self.deadline = None;
-            self.end("the source has gone silent before it committed");
+            let late = match self.phase {
+                Phase::AwaitingSetup => "the source said nothing in time: waited for Setup",
+                _ => "the source did not commit in time: waited for Commit",
+            };
+            let lost = self.lost.take().map(|cause| format!("; the connection to it was lost: {cause}"));
+            self.end(&format!("{late}{}", lost.unwrap_or_default()));
         }
     }
 
@@ -186,6 +198,7 @@ impl Destination {
         match (&mut self.phase, message) {
             (Phase::Running | Phase::Discarded | Phase::Revoking(_), _) => {}
             (Phase::AwaitingSetup, Message::Setup(setup)) => {
+                self.deadline = None;
                 self.phase = Phase::MakingGuest;
                 self.act(DestinationAction::MakeGuest(Box::new(setup)));
             }
@@ -239,8 +252,9 @@ impl Destination {
         self.act(DestinationAction::LoadState { state, stopped_at });
     }
 
-    fn state_loaded(&mut self) {
+    fn state_loaded(&mut self, now: Duration) {
         if self.phase == Phase::Loading {
+            self.deadline = Some(now + self.config.fence_after);
             self.phase = Phase::Ready;
             self.act(DestinationAction::Send(Message::Ready(self.config.token)));
         }
@@ -324,7 +338,10 @@ impl Destination {
     fn link_lost(&mut self, now: Duration, cause: &str) {
         match self.phase {
             // It may have committed and come back over another path.
-            Phase::Ready => self.deadline = Some(now + self.config.fence_after),
+            Phase::Ready => {
+                self.deadline = Some(now + self.config.fence_after);
+                self.lost = Some(cause.to_owned());
+            }
             Phase::AwaitingSetup | Phase::MakingGuest | Phase::Receiving(_) | Phase::Loading => {
                 self.end(&format!("the connection to the source is lost: {cause}"));
             }
@@ -343,6 +360,7 @@ impl Destination {
                 self.act(DestinationAction::Decide(self.config.token, Decision::Fenced));
             }
             _ => {
+                self.deadline = None;
                 self.act(DestinationAction::Send(Message::Abort(cause.to_owned())));
                 self.discard(cause);
             }

@@ -39,7 +39,7 @@ pub struct SourceConfig {
 pub struct Patience {
     /// From `Setup` to `Accept`: memory is allocated meanwhile.
     pub setup: Duration,
-    /// Between two confirmations of pages within a round. A channel confirms 4 MiB at a time, so 30 s are a wire of 1 Mbit/s.
+    /// Within a round, how long nothing may be sent and nothing confirmed.
     pub placing: Duration,
     /// From `Finish` to `Ready`: state is loaded meanwhile.
     pub ready: Duration,
@@ -90,7 +90,7 @@ pub enum SourceInput {
     TrackingStarted(PageSet),
     /// Answers [`SourceAction::Drain`].
     Drained(PageSet),
-    /// The destination has confirmed more pages of the round under way.
+    /// More of the round under way was sent or confirmed.
     Progressed,
     /// Answers [`SourceAction::Place`]: the round's barrier came back.
     Placed(RoundId, PlacedStats),
@@ -106,6 +106,8 @@ pub enum SourceInput {
     Failed(String),
     /// The control link is lost and will not come back.
     LinkLost(String),
+    /// The peer sent what is no message, in these words.
+    Violation(String),
     /// Someone wants the migration to stop.
     Cancel,
     /// Answers [`SourceAction::Query`]: the peer's word, or `None` when it cannot be reached.
@@ -236,6 +238,12 @@ impl Source {
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.convergence.note()
+    }
+
+    /// What an operator should know and no outcome has told: why it is in doubt.
+    #[must_use]
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
     }
 
     /// How many percent of vCPU time are taken from the guest.

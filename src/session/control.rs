@@ -8,6 +8,7 @@ mod recovery;
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,11 @@ use crate::wire::preamble::{MigrationId, Preamble, Purpose, Secret};
 
 /// A sign of life this often, however short the link timeout is.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// Messages that may wait for their owner to take them before no more are read: 17 MiB of the largest.
+const MAX_WAITING: usize = 16;
+/// How long to wait before looking whether they were taken.
+const TAKEN: Duration = Duration::from_millis(2);
 
 /// When a control link counts as lost.
 #[derive(Clone, Copy, Debug)]
@@ -286,12 +292,14 @@ impl LinkShared {
             state.broken = None;
             state.current = Some(stream.clone());
         }
+        let done = AtomicBool::new(false);
         std::thread::scope(|scope| {
             let reader = std::thread::Builder::new().name("pf-control-in".to_owned());
-            let end = match reader.spawn_scoped(scope, || self.receive(&stream)) {
+            let end = match reader.spawn_scoped(scope, || self.receive(&stream, &done)) {
                 Ok(_) => self.send_all(&stream),
                 Err(cause) => End::Broken(SessionError::Thread { what: "pf-control-in".to_owned(), cause }),
             };
+            done.store(true, Ordering::Relaxed);
             let _ = stream.shutdown(std::net::Shutdown::Both);
             end
         })
@@ -356,9 +364,14 @@ impl LinkShared {
         }
     }
 
-    /// Receives until the connection breaks.
-    fn receive(&self, stream: &TcpStream) {
+    /// Receives until the connection breaks, or `done` says that it is not used any more.
+    fn receive(&self, stream: &TcpStream, done: &AtomicBool) {
         loop {
+            // A peer that talks faster than it is listened to waits in its socket, not in this host's memory. It does so here, where
+            // no lock is held: a queue with a bound would have the owner wait for the lock that its own events are sent under.
+            while self.events.len() >= MAX_WAITING && !done.load(Ordering::Relaxed) {
+                std::thread::sleep(TAKEN);
+            }
             if let Err(cause) = self.receive_one(stream) {
                 lock(&self.state).broken.get_or_insert(cause);
                 self.wake.notify_all();
@@ -371,6 +384,9 @@ impl LinkShared {
         let broken = |cause: io::Error| match cause.kind() {
             io::ErrorKind::WouldBlock => {
                 SessionError::LinkSilent { seconds: self.options.link_timeout.as_secs() }
+            }
+            io::ErrorKind::UnexpectedEof => {
+                SessionError::LinkBroken(io::Error::new(cause.kind(), "the peer closed it without a goodbye"))
             }
             _ => SessionError::LinkBroken(cause),
         };

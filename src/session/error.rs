@@ -99,6 +99,15 @@ pub enum SessionError {
         #[source]
         last: Option<Arc<ChannelError>>,
     },
+    /// The other side refuses the pages, or says of them what cannot be, so that no channel to it is of use.
+    #[error("no page can be placed at {remote} any more")]
+    NotPlaceable {
+        /// The other side.
+        remote: SocketAddr,
+        /// Why.
+        #[source]
+        cause: Arc<ChannelError>,
+    },
     /// The session was ended by this side.
     #[error("the session was ended")]
     Ended,

@@ -374,7 +374,11 @@ impl SourceShared {
         loop {
             match receipts.next() {
                 Ok(Receipt::Placed(sequence)) => self.lock().striping.confirm(id, sequence),
-                Ok(Receipt::Barrier(barrier)) => self.reached(id, barrier),
+                Ok(Receipt::Barrier(barrier)) => {
+                    if let Err(cause) = self.reached(id, barrier) {
+                        return self.lost(id, cause);
+                    }
+                }
                 Ok(Receipt::Error(text)) => return self.lost(id, ChannelError::Peer(text)),
                 Err(cause) => return self.lost(id, cause),
             }
@@ -382,14 +386,18 @@ impl SourceShared {
         }
     }
 
-    fn reached(&self, id: ChannelId, barrier: BarrierId) {
+    fn reached(&self, id: ChannelId, barrier: BarrierId) -> Result<(), ChannelError> {
         let mut state = self.lock();
+        if !state.striping.knows_barrier(id, barrier) {
+            return Err(ChannelError::ConfirmsBarrier { got: barrier.0 });
+        }
         if let Some(round) = state.striping.barrier_reached(id, barrier) {
             state.placed_before += std::mem::take(&mut state.round_pages);
             let stats = state.round;
             drop(state);
             self.tell(SessionEvent::Placed { round, stats });
         }
+        Ok(())
     }
 
     /// The pushing thread of a channel failed. What the destination said before it closed the channel explains more than that
@@ -417,16 +425,20 @@ impl SourceShared {
         let (path, remote, cause) = (lane.path, lane.link.remote(), Arc::new(cause));
         state.last_loss = Some(cause.clone());
         let in_round = state.striping.round().is_some();
-        let left = state.striping.channel_lost(id);
-        let owed = (left == 0 && in_round).then(|| state.abort_round());
+        state.striping.channel_lost(id);
+        // A peer that lies on one channel is not to be believed on another.
+        let refused = cause.is_violation();
+        if refused {
+            state.lose_all();
+        }
+        let owed = (in_round && state.striping.live_channels() == 0).then(|| state.abort_round());
         // Under the lock, so that the loss of another channel cannot be told in between.
         let lost = SessionError::ChannelLost { remote, cause: cause.clone() };
         self.tell(SessionEvent::ChannelLost { channel: id, path, cause: lost });
         if let Some(owed) = owed {
-            self.tell(SessionEvent::Failed {
-                cause: SessionError::AllChannelsLost { last: Some(cause) },
-                owed,
-            });
+            let all_lost = || SessionError::AllChannelsLost { last: Some(cause.clone()) };
+            let cause = refused.then(|| SessionError::NotPlaceable { remote, cause: cause.clone() });
+            self.tell(SessionEvent::Failed { cause: cause.unwrap_or_else(all_lost), owed });
         }
         drop(state);
         self.wake.notify_all();
@@ -458,6 +470,14 @@ impl SourceShared {
 impl State {
     fn is_alive(&self, id: ChannelId) -> bool {
         self.lanes.iter().any(|lane| lane.id == id && lane.alive)
+    }
+
+    fn lose_all(&mut self) {
+        for lane in self.lanes.iter_mut().filter(|lane| lane.alive) {
+            lane.alive = false;
+            lane.link.shut();
+            self.striping.channel_lost(lane.id);
+        }
     }
 
     /// Counts bytes that a channel sends; answers how many it has sent in all.

@@ -196,6 +196,12 @@ impl Striping {
         }
     }
 
+    /// Whether the channel was given this barrier, or a later one. True of a channel that is gone: its word counts no more.
+    #[must_use]
+    pub fn knows_barrier(&self, channel: ChannelId, barrier: BarrierId) -> bool {
+        self.lanes.get(&channel).is_none_or(|lane| lane.barrier_sent >= Some(barrier))
+    }
+
     /// The destination has reached a barrier on the channel. Answers the round when that ends it.
     pub fn barrier_reached(&mut self, channel: ChannelId, barrier: BarrierId) -> Option<RoundId> {
         let round = self.round.as_ref()?;

@@ -1,16 +1,21 @@
 //! Which pages of a destination something was written to.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::units::Run;
 
-/// A bitmap that all channels write to.
+/// Pages in a part of the bitmap: 1 GiB of guest RAM in 32 KiB.
+const PART_PAGES: u64 = 1 << 18;
+
+/// A bitmap that all channels write to. It takes memory for the parts of the guest that are written, whatever size the source
+/// says that the guest has: 24 bytes a GiB for the rest.
 #[derive(Debug)]
-pub(super) struct WrittenPages(Box<[AtomicU64]>);
+pub(super) struct WrittenPages(Box<[OnceLock<Box<[AtomicU64]>>]>);
 
 impl WrittenPages {
     pub(super) fn new(pages: u64) -> Self {
-        Self((0..pages.div_ceil(64)).map(|_| AtomicU64::new(0)).collect())
+        Self((0..pages.div_ceil(PART_PAGES)).map(|_| OnceLock::new()).collect())
     }
 
     // Relaxed: within a round no page is on two channels but stale ones, whose pages come again after a barrier, and a
@@ -22,15 +27,22 @@ impl WrittenPages {
                 let bit = at % 64;
                 let count = (64 - bit).min(end - at);
                 let mask = (u64::MAX >> (64 - count)) << bit;
-                self.0[(at / 64) as usize].fetch_or(mask, Ordering::Relaxed);
+                let part = self.0[(at / PART_PAGES) as usize].get_or_init(empty_part);
+                part[(at % PART_PAGES / 64) as usize].fetch_or(mask, Ordering::Relaxed);
                 at += count;
             }
         }
     }
 
     pub(super) fn contains(&self, page: u64) -> bool {
-        self.0[(page / 64) as usize].load(Ordering::Relaxed) >> (page % 64) & 1 == 1
+        let part = self.0[(page / PART_PAGES) as usize].get();
+        let word = part.map(|part| part[(page % PART_PAGES / 64) as usize].load(Ordering::Relaxed));
+        word.is_some_and(|word| word >> (page % 64) & 1 == 1)
     }
+}
+
+fn empty_part() -> Box<[AtomicU64]> {
+    (0..PART_PAGES / 64).map(|_| AtomicU64::new(0)).collect()
 }
 
 #[cfg(test)]
@@ -43,11 +55,14 @@ mod tests {
     proptest! {
         #[test]
         fn holds_what_a_page_set_holds(runs in prop::collection::vec((0..300u64, 1..200u64), 0..8)) {
-            let runs: Vec<Run> = runs.into_iter().map(|(start, pages)| Run::new(start, pages.min(300 - start))).collect();
-            let (written, mut set) = (WrittenPages::new(300), PageSet::empty(300));
+            // Over the border between two parts.
+            let (first, total) = (PART_PAGES - 150, PART_PAGES + 150);
+            let runs: Vec<Run> =
+                runs.into_iter().map(|(start, pages)| Run::new(first + start, pages.min(300 - start))).collect();
+            let (written, mut set) = (WrittenPages::new(total), PageSet::empty(total));
             written.insert(&runs);
             set.extend(runs);
-            prop_assert!((0..300).all(|page| written.contains(page) == set.contains(PageIndex(page))));
+            prop_assert!((first..total).all(|page| written.contains(page) == set.contains(PageIndex(page))));
         }
     }
 }

@@ -63,6 +63,7 @@ impl DestinationHost {
             token: TOKEN,
             secret: [1; 32],
             capabilities: vec![],
+            setup_within: Duration::from_secs(30),
             fence_after: Duration::from_secs(60),
         };
         let machine = Destination::new(config);

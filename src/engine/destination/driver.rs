@@ -2,17 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, bounded, never, select, unbounded};
+use crossbeam_channel::{Receiver, never, select, unbounded};
 
 use super::{ReceiveOptions, Received};
 use crate::engine::endpoint::{Endpoint, answer_from_journal};
 use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::observe::{DestinationReport, RamDigest};
-use crate::engine::{MESSAGES_WAITING, chain, draw, wall_clock};
+use crate::engine::stall::Stall;
+use crate::engine::{chain, draw, wall_clock};
 use crate::guest::{Guest, GuestError};
 use crate::memory::snapshot::{MemoryDigest, Snapshot};
 use crate::migration::destination::{Destination, DestinationAction, DestinationConfig, DestinationInput};
 use crate::migration::handover::Arrival;
+use crate::migration::source::PhaseName;
 use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::destination::{DestinationEvent, DestinationSession};
 use crate::session::listener::{PendingLink, QueryConnection};
@@ -75,6 +77,9 @@ pub(super) struct Driver<'a, G: Guest> {
     ram: Option<RamCheck>,
     faults: FaultPlan,
     began: Instant,
+    /// Of bytes of pages, and of messages.
+    idle: Stall<(u64, u64)>,
+    heard: u64,
     stopped_at: u64,
     downtime: Duration,
     warnings: Vec<String>,
@@ -93,9 +98,13 @@ impl<'a, G: Guest> Driver<'a, G> {
             token: Token(draw()?),
             secret,
             capabilities: Capabilities::OURS.names(),
+            setup_within: options.setup_within,
             fence_after: options.fence_after,
         };
-        let (sender, link_events) = bounded(MESSAGES_WAITING);
+        let (sender, link_events) = unbounded();
+        // Before the source is told that it may begin: from then on it may ask.
+        let questions = endpoint.answer_for(id);
+        let link = link.accept(sender).inspect_err(|_| endpoint.journal_answers(id, &questions))?;
         Ok(Self {
             endpoint,
             options,
@@ -104,16 +113,18 @@ impl<'a, G: Guest> Driver<'a, G> {
             name: String::new(),
             secret: Secret(secret),
             machine: Destination::new(config),
-            link: Some(link.accept(sender)?),
+            link: Some(link),
             link_events,
             session: None,
             session_events: never(),
-            questions: endpoint.answer_for(id),
+            questions,
             open_questions: Vec::new(),
             guest: None,
             ram: None,
             faults: options.faults.clone(),
             began: Instant::now(),
+            idle: Stall::new(Instant::now()),
+            heard: 0,
             stopped_at: 0,
             downtime: Duration::ZERO,
             warnings: Vec::new(),
@@ -160,6 +171,20 @@ impl<'a, G: Guest> Driver<'a, G> {
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             self.machine.handle_timeout(self.began.elapsed());
         }
+        self.look_for_idling();
+    }
+
+    /// A source that lives and sends nothing would keep the memory of a guest that never comes.
+    fn look_for_idling(&mut self) {
+        let Some(session) = self.session.as_ref().filter(|_| self.machine.phase() == PhaseName::PreCopy)
+        else {
+            return;
+        };
+        let lasts = self.idle.lasts(Instant::now(), (session.stats().wire_bytes, self.heard));
+        if lasts > self.options.idle_after {
+            let what = "the source lives and has sent neither pages nor messages";
+            self.tell(DestinationInput::Failed(format!("{what} for {} s", lasts.as_secs())));
+        }
     }
 
     fn session_event(&mut self, event: DestinationEvent) {
@@ -178,10 +203,15 @@ impl<'a, G: Guest> Driver<'a, G> {
 
     fn link_event(&mut self, event: LinkEvent) {
         match event {
-            LinkEvent::Message(bytes) => match Message::decode(&bytes) {
-                Ok(message) => self.tell(DestinationInput::Message(message)),
-                Err(error) => self.tell(DestinationInput::Violation(chain(&error))),
-            },
+            LinkEvent::Message(bytes) => {
+                self.heard += 1;
+                self.tell(match Message::decode(&bytes) {
+                    Ok(message) => DestinationInput::Message(message),
+                    Err(error) => {
+                        DestinationInput::Violation(format!("it sent what is no message: {}", chain(&error)))
+                    }
+                });
+            }
             LinkEvent::Interrupted { cause } => {
                 self.warn(format!(
                     "the control connection was interrupted; the source may come back: {}",
@@ -267,9 +297,8 @@ impl<'a, G: Guest> Driver<'a, G> {
 
     fn make_guest(&mut self, setup: &Setup) -> Result<(), GuestError> {
         self.name.clone_from(&setup.name);
-        // Its touched pages, and a bit for each page to know which of them have come.
-        let needed = setup.touched_pages * PAGE_SIZE + setup.layout.total_pages() / 8;
-        enough_memory(needed, if self.faults.no_memory { 0 } else { available_memory() })?;
+        let available = if self.faults.no_memory { 0 } else { available_memory() };
+        enough_memory(setup.touched_pages * PAGE_SIZE, available)?;
         let guest = (self.make)(setup)?;
         let memory = guest.memory();
         if *memory.layout() != setup.layout {
@@ -278,7 +307,8 @@ impl<'a, G: Guest> Driver<'a, G> {
             ));
         }
         let (sender, events) = unbounded();
-        let session = DestinationSession::new(memory, self.id, sender);
+        let session =
+            DestinationSession::with_link_timeout(memory, self.id, self.endpoint.link_timeout(), sender);
         if let Some(link) = &self.link {
             link.set_secret(self.secret);
             self.endpoint.listener().register(self.id, self.secret, &session, link);

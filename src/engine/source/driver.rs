@@ -18,9 +18,9 @@ use crate::migration::source::{PhaseName, PlacedStats, Source, SourceAction, Sou
 use crate::pageset::PageSet;
 use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::mode::{self, Capabilities, Resolved};
-use crate::session::query;
 use crate::session::source::{SourceOptions, SourceSession};
 use crate::session::{ChannelStats, SessionEvent, SessionStats};
+use crate::session::{SessionError, query};
 use crate::units::PAGE_SIZE;
 use crate::wire::control::{Accept, MAX_CONFIG_BYTES, MAX_STATE_BYTES, Message, Setup};
 use crate::wire::preamble::{MigrationId, Secret};
@@ -74,6 +74,7 @@ pub(super) struct Driver<'a, G: Guest + ?Sized> {
     warnings: Vec<String>,
     /// For the rate on the progress line: when it was last looked at, and the bytes placed by then.
     seen: (Instant, u64),
+    seen_sent: u64,
     rate: u64,
 }
 
@@ -106,6 +107,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             paused_at: None,
             warnings: Vec::new(),
             seen: (began, 0),
+            seen_sent: 0,
             rate: 0,
         }
     }
@@ -182,13 +184,14 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                     chain(&cause)
                 ));
             }
-            SessionEvent::Failed { cause, owed } => {
+            SessionEvent::Failed { cause: cause @ SessionError::AllChannelsLost { .. }, owed } => {
                 self.tell(SourceInput::Failed(format!(
                     "the last channel is lost with {} pages on their way: {}",
                     owed.len(),
                     chain(&cause)
                 )));
             }
+            SessionEvent::Failed { cause, .. } => self.tell(SourceInput::Failed(chain(&cause))),
         }
     }
 
@@ -197,10 +200,10 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             LinkEvent::Message(bytes) => match Message::decode(&bytes) {
                 Ok(message) => self.tell(SourceInput::Message(message)),
                 // After Commit this is doubt, before it the end: the machine knows which.
-                Err(error) => self.tell(SourceInput::LinkLost(format!(
-                    "the destination sent what is no message: {}",
-                    chain(&error)
-                ))),
+                Err(error) => {
+                    let what = format!("it sent what is no message: {}", chain(&error));
+                    self.tell(SourceInput::Violation(what));
+                }
             },
             LinkEvent::Interrupted { cause } => {
                 self.warn(format!(
@@ -309,7 +312,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         }
     }
 
-    fn open_channels(&mut self, accept: &Accept) -> Result<(), crate::session::SessionError> {
+    fn open_channels(&mut self, accept: &Accept) -> Result<(), SessionError> {
         let resolved = mode::resolve(
             self.options.mode,
             Capabilities::OURS,
@@ -390,9 +393,13 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         let placed = stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
         let looked = self.seen.0.elapsed();
         if looked >= TICK {
-            if placed > self.seen.1 {
+            // Bytes count too: on a slow wire, or under a low cap, the next confirmation may be 4 MiB away. A destination that
+            // takes them and confirms nothing is sent no more than each channel's window.
+            let sent = stats.as_ref().map_or(0, |stats| stats.wire_bytes);
+            if placed > self.seen.1 || sent > self.seen_sent {
                 self.tell(SourceInput::Progressed);
             }
+            self.seen_sent = sent;
             let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
             // Smoothed over about half a second: a line that jumps cannot be read.
             self.rate = (self.rate as f64 * 0.8 + lately * 0.2) as u64;
@@ -441,6 +448,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             report.mode_reason = resolved.reason;
         }
         report.warnings.append(&mut self.warnings);
+        report.warnings.append(&mut self.machine.take_warnings());
     }
 }
 

@@ -8,6 +8,7 @@ fn destination() -> Destination {
         token: TOKEN,
         secret: [3; 32],
         capabilities: vec![],
+        setup_within: Duration::from_secs(30),
         fence_after: Duration::from_secs(60),
     })
 }

@@ -26,7 +26,12 @@ impl Source {
             SourceInput::Journaled => self.journaled(now),
             SourceInput::Resumed => self.resumed(),
             SourceInput::Failed(cause) => self.failed(now, cause),
-            SourceInput::LinkLost(cause) => self.link_lost(now, &cause),
+            SourceInput::LinkLost(cause) => {
+                self.link_lost(now, format!("the connection to the destination is lost: {cause}"));
+            }
+            SourceInput::Violation(cause) => {
+                self.link_lost(now, format!("the destination broke the protocol: {cause}"));
+            }
             SourceInput::Cancel if self.can_cancel() => self.roll_back("cancelled".into()),
             SourceInput::Cancel => {}
             SourceInput::Answer(answer) => self.answer(now, answer.as_ref()),
@@ -40,13 +45,17 @@ impl Source {
         }
         self.deadline = None;
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::AwaitingRunning(given_up) => self.doubt(now, given_up),
             Phase::InDoubt(given_up, since) => self.ask_again(now, given_up, since),
             phase => {
                 let cause =
                     format!("the destination did not answer in time: waited for {}", phase.waits_for());
-                self.phase = phase;
-                self.roll_back(cause);
+                match phase {
+                    Phase::AwaitingRunning(given_up) => self.doubt(now, given_up, cause),
+                    phase => {
+                        self.phase = phase;
+                        self.roll_back(cause);
+                    }
+                }
             }
         }
     }
@@ -260,15 +269,34 @@ impl Source {
                     let cause = std::mem::take(&mut self.warnings).join("; ");
                     self.close(SourceRecord::RolledBack(*token), Closing::RolledBack(cause));
                 }
-                Err(given_up) => self.phase = Phase::InDoubt(given_up, since.unwrap_or(now)),
+                Err(given_up) => self.no_answer(now, given_up, since, answer),
             },
-            // Neither word: it is still unknown. A question that has just gone unanswered is asked again in its time; other
-            // talk after Commit is a peer that cannot be trusted to say Running, so it is asked.
-            _ => match since {
-                Some(since) => self.phase = Phase::InDoubt(given_up, since),
-                None => self.doubt(now, given_up),
-            },
+            _ => self.no_answer(now, given_up, since, answer),
         }
+    }
+
+    /// Neither word: it is still unknown. A question that has just gone unanswered is asked again in its time; other talk after
+    /// Commit is a peer that cannot be trusted to say Running, so it is asked.
+    fn no_answer(
+        &mut self,
+        now: Duration,
+        given_up: GivenUp,
+        since: Option<Duration>,
+        answer: Option<&Message>,
+    ) {
+        if let Some(since) = since {
+            self.phase = Phase::InDoubt(given_up, since);
+            return;
+        }
+        let why = match answer {
+            Some(Message::Abort(cause)) => format!("the destination ended the migration: {cause}"),
+            Some(Message::Running(_) | Message::Fenced(_)) => "the destination spoke of another token".into(),
+            Some(other) => {
+                format!("the destination broke the protocol: it sent {} after Commit", other.name())
+            }
+            None => "the destination did not answer".into(),
+        };
+        self.doubt(now, given_up, why);
     }
 
     fn close(&mut self, record: SourceRecord, closing: Closing) {
@@ -277,7 +305,8 @@ impl Source {
         self.act(SourceAction::Journal(record));
     }
 
-    fn doubt(&mut self, now: Duration, given_up: GivenUp) {
+    fn doubt(&mut self, now: Duration, given_up: GivenUp, why: String) {
+        self.warnings.push(why);
         self.ask_again(now, given_up, now);
     }
 
@@ -295,15 +324,15 @@ impl Source {
 
     // Trouble.
 
-    fn link_lost(&mut self, now: Duration, cause: &str) {
+    fn link_lost(&mut self, now: Duration, cause: String) {
         match std::mem::replace(&mut self.phase, Phase::Over) {
-            Phase::AwaitingRunning(given_up) => self.doubt(now, given_up),
+            Phase::AwaitingRunning(given_up) => self.doubt(now, given_up, cause),
             phase @ (Phase::InDoubt(..) | Phase::Journaling(_) | Phase::Closing(_) | Phase::Over) => {
                 self.phase = phase;
             }
             phase => {
                 self.phase = phase;
-                self.roll_back(format!("the connection to the destination is lost: {cause}"));
+                self.roll_back(cause);
             }
         }
     }
@@ -319,13 +348,10 @@ impl Source {
             }
             Phase::InDoubt(given_up, since) => self.phase = Phase::InDoubt(given_up, since),
             // The entry may stand all the same, and a restart would act on it: the token is burnt before the guest runs.
-            Phase::Journaling(token) => {
-                self.warnings.push(cause);
-                match self.right.take() {
-                    Some(right) => self.doubt(now, right.commit(token)),
-                    None => debug_assert!(false, "the right is held until it is committed"),
-                }
-            }
+            Phase::Journaling(token) => match self.right.take() {
+                Some(right) => self.doubt(now, right.commit(token), cause),
+                None => debug_assert!(false, "the right is held until it is committed"),
+            },
             // The guest is where it is; only the note of it is missing, and the next start asks again.
             Phase::Closing(closing) => {
                 self.warnings.push(cause);

@@ -88,10 +88,13 @@ fn closing_sends_everything_first_and_says_goodbye() {
     for number in 0..100u8 {
         links.source.send(vec![number; 100_000]);
     }
-    assert!(links.source.flush_and_close(PATIENCE));
-    for number in 0..100u8 {
-        assert_eq!(message(&links.destination_events), vec![number; 100_000]);
-    }
+    std::thread::scope(|scope| {
+        let closing = scope.spawn(|| links.source.flush_and_close(PATIENCE));
+        for number in 0..100u8 {
+            assert_eq!(message(&links.destination_events), vec![number; 100_000]);
+        }
+        assert!(closing.join().unwrap());
+    });
     let LinkEvent::Lost { cause } = next(&links.destination_events) else { panic!("the end") };
     assert!(matches!(cause, SessionError::ClosedByPeer), "{cause}");
     assert!(links.source_events.try_recv().is_err(), "closing one's own end tells nothing");

@@ -1,6 +1,7 @@
 //! What stands around a migration on a host: what a person asks for, sees while it runs, and gets told at the end; and the
 //! process that holds a guest.
 
+pub mod api;
 pub mod args;
 pub mod demo;
 pub mod demo_options;

@@ -118,7 +118,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     // The destination: here a thread, in life another host.
     let journal = Journal::open(state.path().join("destination"))?;
     let endpoint = Endpoint::bind(&["127.0.0.1:0".parse()?], journal)?;
-    let path = Path { source: None, destination: endpoint.local_addresses()[0] };
+    let path = Path::to(endpoint.local_addresses()[0]);
     let (place, arrival) = (endpoint.expect(), ReceiveOptions::default());
     let mut skeleton = |_: &_| Vmm::new().map_err(|cause| GuestError::new(cause.to_string()));
     // The source, whose guest runs.

@@ -111,7 +111,7 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     let token = Token([3; 16]);
     let mut seeds = vec![
         ("preamble", "new", preamble(Purpose::NewMigration)),
-        ("preamble", "resume", preamble(Purpose::ResumeControl { received: 4 })),
+        ("preamble", "resume", preamble(Purpose::ResumeControl { attempt: 1, received: 4 })),
         ("preamble", "data", preamble(Purpose::Data { channel: 2 })),
         ("preamble", "query", preamble(Purpose::Query)),
         ("reply", "accepted", Reply::accepted(6).encode()),

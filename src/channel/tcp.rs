@@ -17,7 +17,7 @@ use super::tcp_destination::TcpReceiver;
 use super::tcp_source::{TcpReceipts, TcpSource};
 use super::{AcceptedChannel, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
-use crate::sys::socket::interface_with;
+use crate::sys::socket::{bind_to_interface, interface_with};
 
 /// How a TCP channel behaves.
 #[derive(Clone, Copy, Debug)]
@@ -34,15 +34,23 @@ impl Default for TcpOptions {
     }
 }
 
-/// Connects, from an address of this host if one is given, within `timeout`. The socket blocks afterwards.
+/// Connects, from an address of this host and by an interface if they are given, within `timeout`. The socket blocks afterwards.
 ///
 /// # Errors
 /// What the kernel answers; `TimedOut` when the peer does not answer in time.
-pub fn connect(source: Option<IpAddr>, destination: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+pub fn connect(
+    source: Option<IpAddr>,
+    destination: SocketAddr,
+    interface: Option<&str>,
+    timeout: Duration,
+) -> io::Result<TcpStream> {
     let family = if destination.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
     avoid_paced_congestion_control(&socket);
+    if let Some(interface) = interface {
+        bind_to_interface(&socket, interface)?;
+    }
     if let Some(source) = source {
         rustix::net::bind(&socket, &SocketAddr::new(source, 0))?;
     }
@@ -90,6 +98,24 @@ fn wait_ready(descriptor: impl AsFd, what: PollFlags, timeout: Duration) -> io::
             Err(errno) => return Err(errno.into()),
         }
     }
+}
+
+/// Listens at an address, for what comes in by an interface if one is given. Accepting does not wait.
+///
+/// # Errors
+/// What the kernel answers.
+pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<std::net::TcpListener> {
+    const BACKLOG: i32 = 128;
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    if let Some(interface) = interface {
+        bind_to_interface(&socket, interface)?;
+    }
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(socket.into())
 }
 
 /// The name of the interface that has an address, if any has.

@@ -13,9 +13,19 @@ use super::chain;
 use super::journal::Journal;
 use crate::migration::handover::answer_without_guest;
 use crate::session::SessionError;
-use crate::session::listener::{Listener, ListenerEvent, ListenerOptions, PendingLink, QueryConnection};
+pub use crate::session::listener::{ListenOn, ListenerOptions};
+use crate::session::listener::{Listener, ListenerEvent, PendingLink, QueryConnection};
 use crate::wire::control::Message;
-use crate::wire::preamble::MigrationId;
+use crate::wire::preamble::{MigrationId, Proof, Purpose, Secret};
+
+/// One particular migration, and the one-time secret that its source was given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Admission {
+    /// Its name.
+    pub migration: MigrationId,
+    /// What its source has to prove that it knows.
+    pub secret: Secret,
+}
 
 /// The listening side of a host.
 pub struct Endpoint {
@@ -35,8 +45,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
-    /// How many migrations may come in.
+    /// How many migrations may come in, of any source.
     places: usize,
+    /// Migrations that are waited for in particular, and who waits.
+    awaited: HashMap<MigrationId, (Secret, Sender<(MigrationId, PendingLink)>)>,
     /// Migrations under way, and who answers for them.
     live: HashMap<MigrationId, Sender<QueryConnection>>,
 }
@@ -67,6 +79,20 @@ impl Endpoint {
         options: ListenerOptions,
         journal: Journal,
     ) -> Result<Self, SessionError> {
+        let addresses: Vec<ListenOn> = addresses.iter().copied().map(ListenOn::from).collect();
+        Self::bind_on(&addresses, options, journal)
+    }
+
+    /// As [`Endpoint::bind_with`], each address by an interface of its own where one is named.
+    ///
+    /// # Errors
+    /// As [`Endpoint::bind`].
+    pub fn bind_on(
+        addresses: &[ListenOn],
+        options: ListenerOptions,
+        journal: Journal,
+    ) -> Result<Self, SessionError> {
+        let link_timeout = options.control.link_timeout;
         let (sender, events) = unbounded();
         let listener = Listener::bind(addresses, options, sender)?;
         let (arrived, arrivals) = unbounded();
@@ -76,14 +102,7 @@ impl Endpoint {
             .name("pf-endpoint".into())
             .spawn(move || events.into_iter().for_each(|event| router.route(event)))
             .map_err(|cause| SessionError::Thread { what: "pf-endpoint".into(), cause })?;
-        Ok(Self {
-            listener: Some(listener),
-            link_timeout: options.control.link_timeout,
-            journal,
-            shared,
-            arrivals,
-            router: Some(thread),
-        })
+        Ok(Self { listener: Some(listener), link_timeout, journal, shared, arrivals, router: Some(thread) })
     }
 
     /// Where it listens.
@@ -110,7 +129,15 @@ impl Endpoint {
     #[must_use]
     pub fn expect(&self) -> Place<'_> {
         self.shared.state().places += 1;
-        Place { endpoint: self, taken: false }
+        Place { endpoint: self, arrivals: self.arrivals.clone(), only: None, taken: false }
+    }
+
+    /// Makes a place for one particular migration, whose source proves that it knows the secret; every other one is refused.
+    #[must_use]
+    pub fn expect_only(&self, admission: Admission) -> Place<'_> {
+        let (arrived, arrivals) = unbounded();
+        self.shared.state().awaited.insert(admission.migration, (admission.secret, arrived));
+        Place { endpoint: self, arrivals, only: Some(admission.migration), taken: false }
     }
 
     /// Has questions about a migration come to whoever runs it.
@@ -132,6 +159,8 @@ impl Endpoint {
 /// A place for one migration. Dropping it takes the place back.
 pub struct Place<'a> {
     endpoint: &'a Endpoint,
+    arrivals: Receiver<(MigrationId, PendingLink)>,
+    only: Option<MigrationId>,
     taken: bool,
 }
 
@@ -143,7 +172,7 @@ impl<'a> Place<'a> {
     /// Waits for the migration; `None` when it was cancelled before.
     pub(super) fn wait(mut self, cancel: &CancelSignal) -> Option<(MigrationId, PendingLink)> {
         select! {
-            recv(self.endpoint.arrivals) -> arrived => {
+            recv(self.arrivals) -> arrived => {
                 self.taken = arrived.is_ok();
                 arrived.ok()
             }
@@ -156,6 +185,11 @@ impl Drop for Place<'_> {
     fn drop(&mut self) {
         if !self.taken {
             let mut state = self.endpoint.shared.state();
+            if let Some(only) = self.only {
+                // One that has come at this very moment is refused by dropping its link.
+                state.awaited.remove(&only);
+                return;
+            }
             // A migration may have come at this very moment: then the place is gone, and dropping the link refuses it.
             if state.places > 0 {
                 state.places -= 1;
@@ -185,10 +219,23 @@ struct Router {
 impl Router {
     fn route(&self, event: ListenerEvent) {
         match event {
-            ListenerEvent::NewMigration { migration, link } => {
+            ListenerEvent::NewMigration { migration, proof, link } => {
                 let mut state = self.shared.state();
+                if let Some((secret, arrived)) = state.awaited.get(&migration) {
+                    if !proves(secret, &proof, migration) {
+                        drop(state);
+                        tracing::warn!(%migration, remote = %link.remote(), "a migration shows a wrong secret");
+                        return link.refuse("the secret that the migration begins with is wrong");
+                    }
+                    let arrived = arrived.clone();
+                    // Once only: the same proof, overheard, opens nothing more.
+                    state.awaited.remove(&migration);
+                    let _ = arrived.send((migration, link));
+                    return;
+                }
                 if state.places == 0 {
                     drop(state);
+                    tracing::warn!(%migration, remote = %link.remote(), "a migration comes that nobody waits for");
                     return link.refuse("this host is not waiting for a guest, or is busy with another one");
                 }
                 state.places -= 1;
@@ -207,6 +254,10 @@ impl Router {
             }
         }
     }
+}
+
+fn proves(secret: &Secret, proof: &Proof, migration: MigrationId) -> bool {
+    !secret.is_none() && secret.prove(Purpose::NewMigration, migration) == *proof
 }
 
 /// Answers a question about a token whose guest nobody here holds.

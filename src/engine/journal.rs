@@ -5,10 +5,10 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
-use std::net::SocketAddr;
 use std::path::{Path as FilePath, PathBuf};
 
 use crate::migration::handover::{Decision, SourceRecord};
+use crate::session::path::Path;
 use crate::wire::control::Token;
 use crate::wire::preamble::MigrationId;
 
@@ -49,6 +49,15 @@ pub struct Journal {
     directory: PathBuf,
 }
 
+/// Whom to ask what became of a guest.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Peers {
+    /// The ways to the destination's process, and to its host, in the order in which they are tried.
+    pub paths: Vec<Path>,
+    /// The name that the destination's certificate holds, where hosts prove who they are.
+    pub name: Option<String>,
+}
+
 /// A migration from here whose end this journal does not know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unfinished {
@@ -56,8 +65,8 @@ pub struct Unfinished {
     pub migration: MigrationId,
     /// What to ask for.
     pub token: Token,
-    /// Where to ask.
-    pub peers: Vec<SocketAddr>,
+    /// Whom to ask.
+    pub peers: Peers,
 }
 
 impl Journal {
@@ -80,7 +89,7 @@ impl Journal {
     pub fn record_source(
         &self,
         migration: MigrationId,
-        peers: &[SocketAddr],
+        peers: &Peers,
         record: SourceRecord,
     ) -> Result<(), JournalError> {
         let (state, token) = match record {
@@ -89,8 +98,11 @@ impl Journal {
             SourceRecord::RolledBack(token) => ("rolled-back", token),
         };
         let mut text = format!("state={state}\ntoken={token}\n");
-        for peer in peers {
-            text.push_str(&format!("peer={peer}\n"));
+        for path in &peers.paths {
+            text.push_str(&peer_line(path));
+        }
+        if let Some(name) = &peers.name {
+            text.push_str(&format!("peer-name={name}\n"));
         }
         let path = self.directory.join(format!("source-{migration}"));
         self.write(&path, &text, |written| fs::rename(written, &path))?;
@@ -211,14 +223,35 @@ fn decision_text(decision: Decision) -> &'static str {
     }
 }
 
+/// `peer=ADDRESS:PORT`, and where the path says so ` from ADDRESS` and ` by INTERFACE`.
+fn peer_line(path: &Path) -> String {
+    let from = path.source.map_or_else(String::new, |source| format!(" from {source}"));
+    let by = path.interface.map_or_else(String::new, |interface| format!(" by {interface}"));
+    format!("peer={}{from}{by}\n", path.destination)
+}
+
+fn parse_peer(text: &str) -> Option<Path> {
+    let mut words = text.split(' ');
+    let mut path = Path::to(words.next()?.parse().ok()?);
+    while let Some(word) = words.next() {
+        match (word, words.next()?) {
+            ("from", source) => path.source = Some(source.parse().ok()?),
+            ("by", interface) => path.interface = Some(interface.parse().ok()?),
+            _ => return None,
+        }
+    }
+    Some(path)
+}
+
 /// Whether the entry is unfinished, and the entry.
 fn parse_source(migration: &str, text: &str) -> Option<(bool, Unfinished)> {
-    let (mut state, mut token, mut peers) = (None, None, Vec::new());
+    let (mut state, mut token, mut peers) = (None, None, Peers::default());
     for line in text.lines() {
         match line.split_once('=')? {
             ("state", value) => state = Some(value),
             ("token", value) => token = Some(value.parse().ok()?),
-            ("peer", value) => peers.push(value.parse().ok()?),
+            ("peer", value) => peers.paths.push(parse_peer(value)?),
+            ("peer-name", value) => peers.name = Some(value.to_owned()),
             _ => return None,
         }
     }
@@ -282,7 +315,13 @@ mod tests {
     #[test]
     fn only_what_is_committing_is_unfinished() {
         let (_directory, journal) = journal();
-        let peers: Vec<SocketAddr> = vec!["127.0.0.1:7000".parse().unwrap(), "[::1]:7000".parse().unwrap()];
+        let by = Path {
+            source: Some("::2".parse().unwrap()),
+            destination: "[::1]:7000".parse().unwrap(),
+            interface: Some("lo".parse().unwrap()),
+        };
+        let paths = vec![Path::to("127.0.0.1:7000".parse().unwrap()), by];
+        let peers = Peers { paths, name: Some("beta".into()) };
         journal.record_source(MIGRATION, &peers, SourceRecord::Committing(TOKEN)).unwrap();
         let expected = Unfinished { migration: MIGRATION, token: TOKEN, peers: peers.clone() };
         assert_eq!(journal.unfinished().unwrap(), [expected]);

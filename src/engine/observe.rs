@@ -20,6 +20,10 @@ pub struct Progress {
     pub mode: TransferMode,
     /// Interfaces of the live channels, each once.
     pub interfaces: Vec<String>,
+    /// Each path, in the order of the options.
+    pub links: Vec<LinkSeen>,
+    /// Rounds that are over.
+    pub rounds: Vec<RoundRecord>,
     /// The round under way.
     pub round: RoundId,
     /// Guest memory placed per second, lately.
@@ -30,6 +34,46 @@ pub struct Progress {
     pub expected_downtime: Option<Duration>,
     /// What is not as it should be: a lost channel, no convergence, throttling.
     pub note: Option<String>,
+}
+
+/// How a path takes part.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LinkSeen {
+    /// The interface at this end.
+    pub interface: Option<String>,
+    /// Where the destination listens on it.
+    pub destination: SocketAddr,
+    /// Channels over it that live.
+    pub channels: u32,
+    /// Bytes over it so far, headers included.
+    pub bytes: u64,
+    /// Bytes over it per second, lately.
+    pub bytes_per_second: u64,
+    /// Whether it is of use.
+    pub state: LinkState,
+}
+
+/// Whether a path is of use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkState {
+    /// It is.
+    Up,
+    /// The interface has no carrier, or was taken down.
+    Down,
+    /// Its channels are lost, and are being tried again.
+    Lost,
+}
+
+impl LinkState {
+    /// The word for it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Up => "up",
+            Self::Down => "down",
+            Self::Lost => "lost",
+        }
+    }
 }
 
 /// One connection of a migration.
@@ -81,6 +125,8 @@ pub struct SourceReport {
     pub total: Duration,
     /// From the pause to the end of the handover, by this host's clock. Zero when the guest was not paused.
     pub paused: Duration,
+    /// What that time went into, in order.
+    pub downtime_parts: Vec<(&'static str, Duration)>,
     /// CPU time of the migration at this end, without the guest's.
     pub cpu: Duration,
     /// How much vCPU time was taken from the guest at most, in percent.

@@ -6,11 +6,11 @@
 use std::time::Duration;
 
 use super::chain;
-use super::journal::{Journal, JournalError, Unfinished};
+use super::journal::{Journal, JournalError, Peers, Unfinished};
 use crate::guest::{Guest, GuestError};
 use crate::migration::handover::{Outcome, SourceRecord};
-use crate::session::path::Path;
 use crate::session::query;
+use crate::session::trust::{PeerTrust, Trust};
 use crate::wire::control::Message;
 
 /// What became of one migration.
@@ -28,22 +28,41 @@ pub enum Recovered {
 ///
 /// # Errors
 /// [`JournalError`] when the journal cannot be read or written.
-pub fn recover(journal: &Journal, timeout: Duration) -> Result<Vec<(Unfinished, Recovered)>, JournalError> {
-    let mut recovered = Vec::new();
-    for unfinished in journal.unfinished()? {
-        let answer = ask(&unfinished, &Message::Commit(unfinished.token), timeout);
-        let record = match answer {
-            Recovered::Completed => Some(SourceRecord::Completed(unfinished.token)),
-            Recovered::Lost => Some(SourceRecord::RolledBack(unfinished.token)),
-            Recovered::InDoubt(_) => None,
-        };
-        if let Some(record) = record {
-            journal.record_source(unfinished.migration, &unfinished.peers, record)?;
-        }
-        tracing::info!(migration = %unfinished.migration, ?answer, "recovered");
-        recovered.push((unfinished, answer));
+pub fn recover(
+    journal: &Journal,
+    trust: &Trust,
+    timeout: Duration,
+) -> Result<Vec<(Unfinished, Recovered)>, JournalError> {
+    let unfinished = journal.unfinished()?.into_iter();
+    unfinished
+        .map(|unfinished| {
+            let answer = recover_one(&unfinished, journal, trust, timeout)?;
+            Ok((unfinished, answer))
+        })
+        .collect()
+}
+
+/// Asks about one unfinished migration once, whose process is gone here, and writes down what is known then.
+///
+/// # Errors
+/// [`JournalError`] when the journal cannot be written.
+pub fn recover_one(
+    unfinished: &Unfinished,
+    journal: &Journal,
+    trust: &Trust,
+    timeout: Duration,
+) -> Result<Recovered, JournalError> {
+    let answer = ask(unfinished, &Message::Commit(unfinished.token), trust, timeout);
+    let record = match answer {
+        Recovered::Completed => Some(SourceRecord::Completed(unfinished.token)),
+        Recovered::Lost => Some(SourceRecord::RolledBack(unfinished.token)),
+        Recovered::InDoubt(_) => None,
+    };
+    if let Some(record) = record {
+        journal.record_source(unfinished.migration, &unfinished.peers, record)?;
     }
-    Ok(recovered)
+    tracing::info!(migration = %unfinished.migration, ?answer, "recovered");
+    Ok(answer)
 }
 
 /// Asks once about a guest that stands still here since its migration ended [`Outcome::InDoubt`], and acts on the answer:
@@ -55,9 +74,10 @@ pub fn resolve<G: Guest + ?Sized>(
     guest: &mut G,
     unfinished: &Unfinished,
     journal: &Journal,
+    trust: &Trust,
     timeout: Duration,
 ) -> Result<Outcome, ResolveError> {
-    let (outcome, record) = match ask(unfinished, &Message::Query(unfinished.token), timeout) {
+    let (outcome, record) = match ask(unfinished, &Message::Query(unfinished.token), trust, timeout) {
         Recovered::Completed => {
             (Outcome::Completed { warnings: Vec::new() }, SourceRecord::Completed(unfinished.token))
         }
@@ -85,10 +105,10 @@ pub enum ResolveError {
     Guest(#[from] GuestError),
 }
 
-fn ask(unfinished: &Unfinished, question: &Message, timeout: Duration) -> Recovered {
-    let paths: Vec<Path> =
-        unfinished.peers.iter().map(|peer| Path { source: None, destination: *peer }).collect();
-    let answer = match query(&paths, unfinished.migration, &question.encode(), timeout) {
+fn ask(unfinished: &Unfinished, question: &Message, trust: &Trust, timeout: Duration) -> Recovered {
+    let Peers { paths, name } = &unfinished.peers;
+    let trust = PeerTrust { trust: trust.clone(), name: name.clone() };
+    let answer = match query(paths, unfinished.migration, &question.encode(), &trust, timeout) {
         Ok(answer) => answer,
         Err(error) => return Recovered::InDoubt(chain(&error)),
     };

@@ -1,7 +1,9 @@
 //! The source's end of a migration: one loop that owns the machine, and one function around it.
 
 mod driver;
+mod links;
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
@@ -9,16 +11,18 @@ use crossbeam_channel::unbounded;
 use super::cancel::CancelSignal;
 use super::cpu::CpuMeter;
 use super::fault::FaultPlan;
-use super::journal::Journal;
+use super::journal::{Journal, Peers};
 use super::observe::{Progress, SourceReport};
 use crate::guest::Guest;
 use crate::migration::convergence::Limits;
 use crate::migration::handover::Outcome;
 use crate::migration::source::Patience;
-use crate::session::control::{ControlLink, ControlOptions};
+use crate::session::caps::RateCaps;
+use crate::session::control::{ControlLink, ControlOptions, Opening};
 use crate::session::mode::{self, TransferMode};
 use crate::session::path::Path;
-use crate::wire::preamble::MigrationId;
+use crate::session::trust::PeerTrust;
+pub use crate::wire::preamble::{MigrationId, Secret};
 use driver::Driver;
 
 /// How one migration is to be done. The defaults are a host's that has said nothing.
@@ -28,20 +32,30 @@ pub struct MigrateOptions {
     pub name: String,
     /// Which adapter the destination needs to make it (`kvm`, `process`, or the embedder's word).
     pub guest: String,
-    /// Address pairs to the destination, the preferred first. Not empty.
+    /// Its name; drawn where nobody else has to know it before.
+    pub migration: Option<MigrationId>,
+    /// The one-time secret that the destination waits for ([`super::endpoint::Endpoint::expect_only`]).
+    pub admission: Secret,
+    /// How both hosts prove which host they are.
+    pub trust: PeerTrust,
+    /// Ways to the destination, the preferred first. Not empty.
     pub paths: Vec<Path>,
+    /// Where else to ask what became of the guest, when the destination's process has gone.
+    pub answering: Vec<SocketAddr>,
     /// How many channels, over all paths together.
     pub channels: usize,
     /// How memory travels.
     pub mode: TransferMode,
-    /// The most bytes per second on the wire, all channels together.
-    pub rate_cap: Option<u64>,
+    /// The most bytes per second on the wire.
+    pub rate_caps: RateCaps,
     /// When to stop and copy, and what to do when that does not come.
     pub limits: Limits,
     /// How long to wait for the peer's answers.
     pub patience: Patience,
     /// When a connection counts as dead.
     pub control: ControlOptions,
+    /// How long to go on without any channel, while lost ones are opened again, before the guest goes back to running here.
+    pub reopen_within: Duration,
     /// Whether RAM at the pause is digested, to be compared with the destination's.
     pub digest_ram: bool,
     /// Stops it.
@@ -57,17 +71,33 @@ impl MigrateOptions {
         Self {
             name: name.to_owned(),
             guest: guest.to_owned(),
+            migration: None,
+            admission: Secret::NONE,
+            trust: PeerTrust::default(),
             paths,
+            answering: Vec::new(),
             channels: 2,
             mode: TransferMode::Compression,
-            rate_cap: None,
+            rate_caps: RateCaps::default(),
             limits: Limits::default(),
             patience: Patience::default(),
             control: ControlOptions::default(),
+            reopen_within: Duration::from_secs(10),
             digest_ram: false,
             cancel: CancelSignal::default(),
             faults: FaultPlan::default(),
         }
+    }
+
+    /// Whom to ask what became of the guest.
+    #[must_use]
+    pub fn peers(&self) -> Peers {
+        let answering = self.answering.iter().map(|address| {
+            // By the way that leads to the same address of the destination, where one does.
+            let way = self.paths.iter().find(|path| path.destination.ip() == address.ip());
+            Path { destination: *address, ..way.copied().unwrap_or(Path::to(*address)) }
+        });
+        Peers { paths: self.paths.iter().copied().chain(answering).collect(), name: self.trust.name.clone() }
     }
 }
 
@@ -104,8 +134,8 @@ fn run<G: Guest + ?Sized>(
     began: Instant,
 ) -> Outcome {
     let rolled_back = |cause: String| Outcome::RolledBack { cause };
-    let id = match super::draw() {
-        Ok(id) => MigrationId(id),
+    let id = match options.migration.map_or_else(|| super::draw().map(MigrationId), Ok) {
+        Ok(id) => id,
         Err(cause) => return rolled_back(format!("no random numbers for a new migration: {cause}")),
     };
     report.migration = id;
@@ -115,7 +145,8 @@ fn run<G: Guest + ?Sized>(
     };
     report.touched_bytes = setup.touched_pages * crate::units::PAGE_SIZE;
     let (link_sender, link_events) = unbounded();
-    let link = match ControlLink::dial(&options.paths, id, options.control, link_sender) {
+    let opening = Opening { admission: options.admission, trust: options.trust.clone() };
+    let link = match ControlLink::dial(&options.paths, id, &opening, options.control, link_sender) {
         Ok(link) => link,
         Err(cause) => return rolled_back(super::chain(&cause)),
     };
@@ -141,6 +172,7 @@ fn empty_report<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> Sourc
         touched_bytes: 0,
         total: Duration::ZERO,
         paused: Duration::ZERO,
+        downtime_parts: Vec::new(),
         cpu: Duration::ZERO,
         throttle: 0,
         ram: None,

@@ -12,7 +12,7 @@ use crate::dirty::TrackerKind;
 use crate::engine::fault::{FaultPlan, FaultPlanError};
 use crate::guest::program::Program;
 use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS};
-use crate::host::holder::HolderOptions;
+use crate::host::holder::{HolderOptions, Supervisor};
 use crate::host::quantity;
 use crate::migration::convergence::OnNoConvergence;
 use crate::session::mode::TransferMode;
@@ -134,9 +134,12 @@ struct DemoArguments {
 
 #[derive(Debug, Args)]
 struct HolderArguments {
-    /// Where to listen for guests.
-    #[arg(long, value_name = "ADDRESS:PORT", required = true)]
+    /// Where to listen for guests, when it obeys its stdin.
+    #[arg(long, value_name = "ADDRESS:PORT", required_unless_present = "socket", conflicts_with = "socket")]
     listen: Vec<SocketAddr>,
+    /// Obey whoever connects to this socket.
+    #[arg(long, value_name = "PATH")]
+    socket: Option<PathBuf>,
     /// Where the journal is.
     #[arg(long, value_name = "DIR")]
     state_dir: PathBuf,
@@ -151,7 +154,7 @@ struct HolderArguments {
 impl HolderArguments {
     fn options(self) -> HolderOptions {
         HolderOptions {
-            listen: self.listen,
+            supervisor: self.socket.map_or(Supervisor::Stdin(self.listen), Supervisor::Socket),
             state_dir: self.state_dir,
             faults: self.fault.unwrap_or_default(),
             verbose: self.verbose,

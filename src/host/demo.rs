@@ -11,7 +11,9 @@ use crate::engine::chain;
 use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind};
 use crate::host::exit::Exit;
 use crate::host::guests;
-use crate::host::holder_protocol::{Command, Event, GuestSeen, GuestSpec, MoveSpec};
+use crate::host::holder::protocol::{
+    Caps, Command, Event, GuestSeen, GuestSpec, MovePath, MoveSpec, ReceiveSpec,
+};
 use crate::host::progress::{Progress, ProgressState};
 use crate::host::report::Report;
 use crate::host::supervise::{HolderProcess, SuperviseError};
@@ -111,8 +113,9 @@ fn one_move(
     account.pace_after(seen(from)?);
     from.ask(&Command::ResetGap, ANSWER_LIMIT, |event| matches!(event, Event::GapReset).then_some(()))?;
     let tracker = options.dirty_tracker;
-    to.ask(&Command::Receive { tracker }, ANSWER_LIMIT, |event| {
-        matches!(event, Event::Receiving).then_some(())
+    let receive = ReceiveSpec { tracker, digest_ram: true, ..ReceiveSpec::default() };
+    to.ask(&Command::Receive(receive), ANSWER_LIMIT, |event| {
+        matches!(event, Event::Receiving { .. }).then_some(())
     })?;
     from.tell(&Command::Move(move_spec(options, to)))?;
     let ends = watch::until_both_end(from, to, progress);
@@ -179,13 +182,22 @@ fn move_spec(options: &DemoOptions, to: &HolderProcess) -> MoveSpec {
     let forth = to.name() == "destination";
     let own = pairs.iter().map(|pair| if forth { pair.source } else { pair.destination });
     MoveSpec {
-        paths: own.map(Some).zip(to.addresses().iter().copied()).collect(),
+        name: "demo".into(),
+        paths: own
+            .zip(to.addresses())
+            .map(|(source, to)| MovePath { source: Some(source), destination: *to, interface: None })
+            .collect(),
+        answering: Vec::new(),
         channels: options.channels,
         mode: options.mode,
         downtime_limit_ms: u64::try_from(options.downtime_limit.as_millis()).unwrap_or(u64::MAX),
         max_rounds: options.max_rounds,
         on_no_convergence: options.on_no_convergence,
         doubt_ms: u64::try_from(DOUBT.as_millis()).unwrap_or(u64::MAX),
+        agreed: None,
+        caps: Caps::default(),
+        digest_ram: true,
+        fault: None,
     }
 }
 

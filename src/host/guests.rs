@@ -6,7 +6,7 @@ use crate::guest::GuestError;
 use crate::guest::process::{Fill, ProcessConfig, ProcessGuest};
 use crate::guest::program::{ProgramConfig, SelfChecking};
 use crate::host::demo_options::GuestKind;
-use crate::host::holder_protocol::GuestSpec;
+use crate::host::holder::protocol::GuestSpec;
 use crate::memory::{Backing, HugePages};
 
 /// A guest of any kind.

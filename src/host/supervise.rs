@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
-use crate::host::holder_protocol::{Command, Event};
+use crate::host::holder::protocol::{Command, Event};
 
 /// How long a process may take to start and listen.
 const START_LIMIT: Duration = Duration::from_secs(30);

@@ -7,7 +7,6 @@
 mod recovery;
 
 use std::io::{self, Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
@@ -18,6 +17,8 @@ use super::control_state::{ControlState, Outgoing};
 use super::error::SessionError;
 use super::handshake::dial;
 use super::path::Path;
+use super::stream::Stream;
+use super::trust::PeerTrust;
 use super::{lock, spawn};
 use crate::channel::tcp::tune;
 use crate::wire::control::MAX_MESSAGE_BYTES;
@@ -90,14 +91,32 @@ pub(super) struct LinkShared {
 struct Dialler {
     paths: Vec<Path>,
     migration: MigrationId,
+    trust: PeerTrust,
+}
+
+/// What a migration's first connection shows and asks to see.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The secret that the destination waits for; [`Secret::NONE`] where it takes anybody's migration.
+    pub admission: Secret,
+    /// How both sides prove which host they are.
+    pub trust: PeerTrust,
+}
+
+impl Default for Opening {
+    fn default() -> Self {
+        Self { admission: Secret::NONE, trust: PeerTrust::default() }
+    }
 }
 
 #[derive(Debug, Default)]
 struct LinkState {
     core: ControlState,
     secret: Option<Secret>,
+    /// The last attempt to resume: the one that was made, or the one that was taken.
+    attempt: u16,
     /// The connection in use, to cut it off.
-    current: Option<Arc<TcpStream>>,
+    current: Option<Arc<Stream>>,
     /// Why the connection in use is of no use any more.
     broken: Option<SessionError>,
     /// A connection that the peer made instead of the one in use.
@@ -112,7 +131,7 @@ struct LinkState {
 
 #[derive(Debug)]
 struct Connection {
-    stream: TcpStream,
+    stream: Stream,
     peer_received: u64,
     path: Path,
 }
@@ -125,19 +144,24 @@ impl ControlLink {
     pub fn dial(
         paths: &[Path],
         migration: MigrationId,
+        opening: &Opening,
         options: ControlOptions,
         events: Sender<LinkEvent>,
     ) -> Result<Self, SessionError> {
-        let preamble = Preamble::new(Purpose::NewMigration, migration, Secret::NONE);
+        let preamble = Preamble::new(Purpose::NewMigration, migration, opening.admission);
         let mut last = SessionError::NoPath;
         for path in paths {
-            match dial(path, &preamble, options.link_timeout) {
+            match dial(path, &preamble, &opening.trust, options.link_timeout) {
                 Ok((stream, peer_received)) => {
-                    let dialler = Dialler { paths: paths.to_vec(), migration };
+                    let dialler = Dialler { paths: paths.to_vec(), migration, trust: opening.trust.clone() };
                     let first = Connection { stream, peer_received, path: *path };
                     return Self::start(first, Some(dialler), options, events);
                 }
-                Err(error @ (SessionError::Refused { .. } | SessionError::Preamble { .. })) => {
+                Err(
+                    error @ (SessionError::Refused { .. }
+                    | SessionError::Preamble { .. }
+                    | SessionError::Untrusted { .. }),
+                ) => {
                     return Err(error);
                 }
                 Err(error) => last = error,
@@ -148,7 +172,7 @@ impl ControlLink {
 
     /// Takes a connection that the peer made.
     pub(super) fn accept(
-        stream: TcpStream,
+        stream: Stream,
         path: Path,
         options: ControlOptions,
         events: Sender<LinkEvent>,
@@ -210,7 +234,7 @@ impl ControlLink {
     pub(super) fn cut(&self) {
         for _ in 0..1000 {
             if let Some(stream) = &lock(&self.shared.state).current {
-                let _ = stream.shutdown(std::net::Shutdown::Both);
+                let _ = stream.socket().shutdown(std::net::Shutdown::Both);
                 return;
             }
             std::thread::sleep(Duration::from_millis(10));
@@ -224,7 +248,7 @@ impl Drop for ControlLink {
         let mut state = lock(&self.shared.state);
         state.over = true;
         if let Some(stream) = state.current.as_ref().filter(|_| !state.finished) {
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = stream.socket().shutdown(std::net::Shutdown::Both);
         }
         self.shared.wake.notify_all();
     }
@@ -277,7 +301,7 @@ impl LinkShared {
     /// Uses a connection until it breaks or the link is over.
     fn carry(&self, connection: Connection) -> End {
         let Connection { stream, peer_received, .. } = connection;
-        if let Err(cause) = tune(&stream, self.options.link_timeout) {
+        if let Err(cause) = tune(stream.socket(), self.options.link_timeout) {
             return End::Broken(SessionError::LinkBroken(cause));
         }
         let stream = Arc::new(stream);
@@ -300,13 +324,13 @@ impl LinkShared {
                 Err(cause) => End::Broken(SessionError::Thread { what: "pf-control-in".to_owned(), cause }),
             };
             done.store(true, Ordering::Relaxed);
-            let _ = stream.shutdown(std::net::Shutdown::Both);
+            let _ = stream.socket().shutdown(std::net::Shutdown::Both);
             end
         })
     }
 
     /// Sends what is due until the connection breaks or the link is over.
-    fn send_all(&self, stream: &TcpStream) -> End {
+    fn send_all(&self, stream: &Stream) -> End {
         let beat = HEARTBEAT.min(self.options.link_timeout / 3);
         let mut next_beat = Instant::now() + beat;
         loop {
@@ -341,7 +365,7 @@ impl LinkShared {
             };
             drop(state);
             next_beat = Instant::now() + beat;
-            if let Err(cause) = (&*stream).write_all(&frame) {
+            if let Err(cause) = (&mut &*stream).write_all(&frame) {
                 let mut state = lock(&self.state);
                 return End::Broken(state.broken.take().unwrap_or(SessionError::LinkBroken(cause)));
             }
@@ -349,8 +373,9 @@ impl LinkShared {
     }
 
     /// Closes in a way that lets the peer read the goodbye: a socket closed with bytes unread would reset the connection.
-    fn say_goodbye(&self, mut stream: &TcpStream, goodbye: &[u8]) {
-        if stream.write_all(goodbye).is_err() || stream.shutdown(std::net::Shutdown::Write).is_err() {
+    fn say_goodbye(&self, mut stream: &Stream, goodbye: &[u8]) {
+        if stream.write_all(goodbye).is_err() || stream.socket().shutdown(std::net::Shutdown::Write).is_err()
+        {
             return;
         }
         let deadline = Instant::now() + HEARTBEAT;
@@ -365,7 +390,7 @@ impl LinkShared {
     }
 
     /// Receives until the connection breaks, or `done` says that it is not used any more.
-    fn receive(&self, stream: &TcpStream, done: &AtomicBool) {
+    fn receive(&self, stream: &Stream, done: &AtomicBool) {
         loop {
             // A peer that talks faster than it is listened to waits in its socket, not in this host's memory. It does so here, where
             // no lock is held: a queue with a bound would have the owner wait for the lock that its own events are sent under.
@@ -380,7 +405,7 @@ impl LinkShared {
         }
     }
 
-    fn receive_one(&self, mut stream: &TcpStream) -> Result<(), SessionError> {
+    fn receive_one(&self, mut stream: &Stream) -> Result<(), SessionError> {
         let broken = |cause: io::Error| match cause.kind() {
             io::ErrorKind::WouldBlock => {
                 SessionError::LinkSilent { seconds: self.options.link_timeout.as_secs() }

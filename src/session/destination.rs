@@ -4,7 +4,6 @@
 //! that was given up (fenced) never attaches again.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpStream;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -14,8 +13,9 @@ use crossbeam_channel::Sender;
 use super::error::SessionError;
 use super::handshake::write_reply;
 use super::mode::TransferMode;
-use super::path::interface_of;
+use super::path::{Path, interface_of};
 use super::report::ChannelStats;
+use super::stream::Stream;
 use super::written::WrittenPages;
 use super::{lock, spawn};
 use crate::channel::tcp::{self, TcpOptions};
@@ -119,6 +119,7 @@ impl Attached {
             local: self.link.local(),
             remote: self.link.remote(),
             interface: self.interface.clone(),
+            path: Path { source: Some(self.link.remote().ip()), ..Path::to(self.link.local()) },
             bytes: self.bytes,
             alive: !self.finished,
             mode: TransferMode::Tcp,
@@ -209,8 +210,14 @@ impl DestinationShared {
     }
 
     /// The source opened a channel and has shown the secret: answers it, and receives from now on.
-    pub(super) fn attach(self: &Arc<Self>, stream: TcpStream, id: ChannelId, deadline: Instant) {
-        let answer = stream.try_clone();
+    pub(super) fn attach(self: &Arc<Self>, stream: Stream, id: ChannelId, deadline: Instant) {
+        let stream = match stream {
+            Stream::Plain(stream) => stream,
+            // The listener refuses them in words.
+            #[cfg(feature = "tls")]
+            Stream::Tls(_) => return,
+        };
+        let answer = stream.try_clone().map(Stream::Plain);
         let refuse = |text: &str| {
             tracing::warn!(migration = %self.migration, channel = %id, text, "data channel refused");
             if let Ok(answer) = &answer {

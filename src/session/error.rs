@@ -34,6 +34,14 @@ pub enum SessionError {
         #[source]
         cause: io::Error,
     },
+    /// One of both sides does not prove which host it is, or is not trusted by the other.
+    #[error("{remote} is not trusted, or does not trust this host: {why}")]
+    Untrusted {
+        /// The other side.
+        remote: SocketAddr,
+        /// In words.
+        why: String,
+    },
     /// The other side's first bytes are wrong.
     #[error("{remote} does not fit this side")]
     Preamble {

@@ -5,7 +5,9 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
-use super::path::Path;
+use super::path::{InterfaceName, Path};
+use super::stream::Stream;
+use super::trust::{PeerTrust, Trust};
 use crate::channel::tcp::connect;
 use crate::wire::link::{LINK_HEADER_BYTES, LinkHeader, LinkKind};
 use crate::wire::preamble::{
@@ -22,45 +24,115 @@ pub const MAX_QUERY_BYTES: usize = 64 << 10;
 pub(super) fn dial(
     path: &Path,
     preamble: &Preamble,
+    trust: &PeerTrust,
     timeout: Duration,
-) -> Result<(TcpStream, u64), SessionError> {
+) -> Result<(Stream, u64), SessionError> {
     let deadline = Instant::now() + timeout;
     let remote = path.destination;
-    let stream = connect(path.source, remote, timeout)
+    let socket = connect(path.source, remote, path.interface.as_ref().map(InterfaceName::as_str), timeout)
         .map_err(|cause| SessionError::Connect { path: path.to_string(), cause })?;
-    let broken = |cause| SessionError::Handshake { remote, cause };
-    write_by(&stream, &preamble.encode(), deadline).map_err(broken)?;
+    let stream = secure(socket, remote, trust, deadline)?;
+    let received = introduce(&stream, preamble, remote, deadline)?;
+    Ok((stream, received))
+}
+
+/// Connects a data channel: in plain, for it carries guest RAM that no buffer of this program should hold.
+pub(super) fn dial_plain(
+    path: &Path,
+    preamble: &Preamble,
+    timeout: Duration,
+) -> Result<TcpStream, SessionError> {
+    match dial(path, preamble, &PeerTrust::default(), timeout)?.0 {
+        Stream::Plain(socket) => Ok(socket),
+        #[cfg(feature = "tls")]
+        Stream::Tls(_) => Err(SessionError::Ended),
+    }
+}
+
+#[cfg(feature = "tls")]
+fn secure(
+    socket: TcpStream,
+    remote: SocketAddr,
+    trust: &PeerTrust,
+    deadline: Instant,
+) -> Result<Stream, SessionError> {
+    use super::stream::tls::TlsStream;
+    let Trust::Tls(identity) = &trust.trust else { return Ok(Stream::Plain(socket)) };
+    let untrusted = |why: String| SessionError::Untrusted { remote, why };
+    let name = trust
+        .name
+        .clone()
+        .ok_or_else(|| untrusted("it is not known by what name its certificate goes".into()))?;
+    let name = rustls::pki_types::ServerName::try_from(name)
+        .map_err(|error| untrusted(format!("the name to look for in its certificate is none: {error}")))?;
+    TlsStream::connect(socket, identity.client_config(), name, deadline)
+        .map(|stream| Stream::Tls(Box::new(stream)))
+        .map_err(|error| untrusted(explain(&error)))
+}
+
+#[cfg(not(feature = "tls"))]
+fn secure(socket: TcpStream, _: SocketAddr, trust: &PeerTrust, _: Instant) -> Result<Stream, SessionError> {
+    match trust.trust {
+        Trust::Insecure => Ok(Stream::Plain(socket)),
+    }
+}
+
+/// What kept TLS from coming about, in words.
+#[cfg(feature = "tls")]
+pub(super) fn explain(error: &io::Error) -> String {
+    match error.get_ref().and_then(|inside| inside.downcast_ref::<rustls::Error>()) {
+        Some(tls) => super::trust::explain(tls),
+        None if error.kind() == io::ErrorKind::UnexpectedEof || error.kind() == io::ErrorKind::ConnectionReset => {
+            "it closed the connection when it was to prove which host it is; does that host have certificates?".into()
+        }
+        None => format!("no proof of which host it is: {error}"),
+    }
+}
+
+/// Says what a connection is for, and hears whether it is taken.
+fn introduce(
+    stream: &Stream,
+    preamble: &Preamble,
+    remote: SocketAddr,
+    deadline: Instant,
+) -> Result<u64, SessionError> {
+    let broken = |cause: io::Error| {
+        // With TLS 1.3 the listening side's verdict on this side's certificate comes after the handshake.
+        #[cfg(feature = "tls")]
+        if cause.get_ref().is_some_and(<dyn std::error::Error + Send + Sync>::is::<rustls::Error>) {
+            return SessionError::Untrusted { remote, why: explain(&cause) };
+        }
+        SessionError::Handshake { remote, cause }
+    };
+    write_by(stream, &preamble.encode(), deadline).map_err(broken)?;
     let mut head = [0; REPLY_BYTES];
-    read_by(&stream, &mut head, deadline).map_err(broken)?;
+    read_by(stream, &mut head, deadline).map_err(broken)?;
     let misfit = |cause| SessionError::Preamble { remote, cause };
     let header = ReplyHeader::decode(&head).map_err(misfit)?;
     let mut text = vec![0; header.text_bytes()];
-    read_by(&stream, &mut text, deadline).map_err(broken)?;
+    read_by(stream, &mut text, deadline).map_err(broken)?;
     match header.with_text(&text).map_err(misfit)?.answer {
-        Answer::Accepted { received } => Ok((stream, received)),
+        Answer::Accepted { received } => Ok(received),
         Answer::Refused { code, text } => Err(SessionError::Refused { remote, code, text }),
     }
 }
 
 /// Reads the first bytes of the dialling side.
-pub(super) fn read_preamble(
-    stream: &TcpStream,
-    deadline: Instant,
-) -> Result<[u8; PREAMBLE_BYTES], io::Error> {
+pub(super) fn read_preamble(stream: &Stream, deadline: Instant) -> Result<[u8; PREAMBLE_BYTES], io::Error> {
     let mut bytes = [0; PREAMBLE_BYTES];
     read_by(stream, &mut bytes, deadline)?;
     Ok(bytes)
 }
 
 /// Answers the dialling side.
-pub(super) fn write_reply(stream: &TcpStream, reply: &Reply, deadline: Instant) -> io::Result<()> {
+pub(super) fn write_reply(stream: &Stream, reply: &Reply, deadline: Instant) -> io::Result<()> {
     write_by(stream, &reply.encode(), deadline)
 }
 
 /// Fills `into` before the deadline, however slowly the bytes trickle in.
-fn read_by(mut stream: &TcpStream, mut into: &mut [u8], deadline: Instant) -> io::Result<()> {
+fn read_by(mut stream: &Stream, mut into: &mut [u8], deadline: Instant) -> io::Result<()> {
     while !into.is_empty() {
-        stream.set_read_timeout(Some(time_left(deadline)?))?;
+        stream.socket().set_read_timeout(Some(time_left(deadline)?))?;
         match stream.read(into) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(bytes) => into = &mut into[bytes..],
@@ -74,18 +146,18 @@ fn read_by(mut stream: &TcpStream, mut into: &mut [u8], deadline: Instant) -> io
     Ok(())
 }
 
-fn write_by(mut stream: &TcpStream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
-    stream.set_write_timeout(Some(time_left(deadline)?))?;
+fn write_by(mut stream: &Stream, bytes: &[u8], deadline: Instant) -> io::Result<()> {
+    stream.socket().set_write_timeout(Some(time_left(deadline)?))?;
     stream.write_all(bytes)
 }
 
-fn time_left(deadline: Instant) -> io::Result<Duration> {
+pub(super) fn time_left(deadline: Instant) -> io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 /// Reads one message of a query.
-pub(super) fn read_message(stream: &TcpStream, deadline: Instant) -> io::Result<Vec<u8>> {
+pub(super) fn read_message(stream: &Stream, deadline: Instant) -> io::Result<Vec<u8>> {
     let mut head = [0; LINK_HEADER_BYTES];
     read_by(stream, &mut head, deadline)?;
     let header = LinkHeader::decode(&head).map_err(io::Error::other)?;
@@ -98,7 +170,7 @@ pub(super) fn read_message(stream: &TcpStream, deadline: Instant) -> io::Result<
 }
 
 /// Writes one message of a query.
-pub(super) fn write_message(stream: &TcpStream, message: &[u8], deadline: Instant) -> io::Result<()> {
+pub(super) fn write_message(stream: &Stream, message: &[u8], deadline: Instant) -> io::Result<()> {
     if message.len() > MAX_QUERY_BYTES {
         let text = format!("a query's message of {} bytes; {MAX_QUERY_BYTES} is the limit", message.len());
         return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
@@ -117,11 +189,12 @@ pub fn query(
     paths: &[Path],
     migration: MigrationId,
     request: &[u8],
+    trust: &PeerTrust,
     timeout: Duration,
 ) -> Result<Vec<u8>, SessionError> {
     let mut answer = Err(SessionError::NoPath);
     for path in paths {
-        answer = query_one(path, migration, request, timeout);
+        answer = query_one(path, migration, request, trust, timeout);
         if answer.is_ok() {
             break;
         }
@@ -133,11 +206,12 @@ fn query_one(
     path: &Path,
     migration: MigrationId,
     request: &[u8],
+    trust: &PeerTrust,
     timeout: Duration,
 ) -> Result<Vec<u8>, SessionError> {
     let preamble = Preamble::new(Purpose::Query, migration, Secret::NONE);
     let deadline = Instant::now() + timeout;
-    let (stream, _) = dial(path, &preamble, timeout)?;
+    let (stream, _) = dial(path, &preamble, trust, timeout)?;
     let failed = |remote: SocketAddr| move |cause| SessionError::Query { remote, cause };
     write_message(&stream, request, deadline).map_err(failed(path.destination))?;
     read_message(&stream, deadline).map_err(failed(path.destination))

@@ -17,16 +17,21 @@ use super::control::{ControlLink, ControlOptions, LinkEvent, LinkShared};
 use super::destination::{DestinationSession, DestinationShared};
 use super::error::SessionError;
 use super::handshake::{read_message, read_preamble, write_message, write_reply};
-use super::path::Path;
+use super::path::{InterfaceName, Path};
+use super::stream::Stream;
+use super::trust::Trust;
 use super::{lock, spawn};
+use crate::channel::tcp::listen;
 use crate::wire::data::ChannelId;
-use crate::wire::preamble::{MigrationId, Preamble, PreambleError, Purpose, RefusalCode, Reply, Secret};
+use crate::wire::preamble::{
+    MigrationId, Preamble, PreambleError, Proof, Purpose, RefusalCode, Reply, Secret,
+};
 
 /// How often the accepting threads look whether they should end.
 const LOOK: Duration = Duration::from_millis(100);
 
 /// How a listener behaves.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ListenerOptions {
     /// How long a connection may take to say what it is for, all in all.
     pub handshake_timeout: Duration,
@@ -34,6 +39,8 @@ pub struct ListenerOptions {
     pub max_unknown: usize,
     /// How the control links behave that come in.
     pub control: ControlOptions,
+    /// How whoever comes in proves which host it is. Data channels prove with their migration's secret that they belong to it.
+    pub trust: Trust,
 }
 
 impl Default for ListenerOptions {
@@ -42,7 +49,23 @@ impl Default for ListenerOptions {
             handshake_timeout: Duration::from_secs(5),
             max_unknown: 64,
             control: ControlOptions::default(),
+            trust: Trust::Insecure,
         }
+    }
+}
+
+/// An address to listen at, and the interface by which to be reached, and no other, if one is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ListenOn {
+    /// The address; port 0 takes a free one.
+    pub address: SocketAddr,
+    /// The interface.
+    pub interface: Option<InterfaceName>,
+}
+
+impl From<SocketAddr> for ListenOn {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, interface: None }
     }
 }
 
@@ -53,6 +76,8 @@ pub enum ListenerEvent {
     NewMigration {
         /// Its name.
         migration: MigrationId,
+        /// What it shows of the secret that it was told, if it was.
+        proof: Proof,
         /// To be accepted or refused.
         link: PendingLink,
     },
@@ -104,7 +129,7 @@ struct Registered {
 #[derive(Debug, Default)]
 struct Unknown {
     next: u64,
-    waiting: VecDeque<(u64, Arc<TcpStream>)>,
+    waiting: VecDeque<(u64, TcpStream)>,
 }
 
 impl Listener {
@@ -112,8 +137,8 @@ impl Listener {
     ///
     /// # Errors
     /// [`SessionError::Bind`] naming the address.
-    pub fn bind(
-        addresses: &[SocketAddr],
+    pub fn bind<A: Into<ListenOn> + Copy>(
+        addresses: &[A],
         options: ListenerOptions,
         events: Sender<ListenerEvent>,
     ) -> Result<Self, SessionError> {
@@ -128,9 +153,9 @@ impl Listener {
         };
         let mut listener = Self { shared: Arc::new(shared), addresses: Vec::new(), threads: Vec::new() };
         for &address in addresses {
+            let ListenOn { address, interface } = address.into();
             let failed = |cause| SessionError::Bind { address, cause };
-            let socket = TcpListener::bind(address).map_err(failed)?;
-            socket.set_nonblocking(true).map_err(failed)?;
+            let socket = listen(address, interface.as_ref().map(InterfaceName::as_str)).map_err(failed)?;
             listener.addresses.push(socket.local_addr().map_err(failed)?);
             let shared = listener.shared.clone();
             listener.threads.push(spawn("pf-listen", move || shared.accept(&socket))?);
@@ -211,7 +236,13 @@ impl ListenerShared {
             tracing::warn!(%error, %remote, "a connection cannot be used");
             return;
         }
-        let stream = Arc::new(stream);
+        let watched = match stream.try_clone() {
+            Ok(watched) => watched,
+            Err(error) => {
+                tracing::warn!(%error, %remote, "a connection cannot be used");
+                return;
+            }
+        };
         let number = {
             let mut unknown = lock(&self.unknown);
             if unknown.waiting.len() >= self.options.max_unknown.max(1)
@@ -221,12 +252,12 @@ impl ListenerShared {
             }
             let number = unknown.next;
             unknown.next += 1;
-            unknown.waiting.push_back((number, stream.clone()));
+            unknown.waiting.push_back((number, watched));
             number
         };
         let shared = self.clone();
         let greeter = spawn("pf-greet", move || {
-            shared.listen_to(&stream, remote, number);
+            shared.listen_to(stream, remote, number);
         });
         if let Err(error) = greeter {
             tracing::warn!(%error, %remote, "a connection is dropped");
@@ -240,23 +271,81 @@ impl ListenerShared {
         lock(&self.unknown).waiting.retain(|(waiting, _)| *waiting != number);
     }
 
-    fn listen_to(&self, stream: &TcpStream, remote: SocketAddr, number: u64) {
+    fn listen_to(&self, socket: TcpStream, remote: SocketAddr, number: u64) {
         let deadline = Instant::now() + self.options.handshake_timeout;
-        let result = self.preamble(stream, remote, deadline).and_then(|preamble| {
-            let Preamble { purpose, migration, .. } = preamble;
-            if purpose == Purpose::Query {
-                return Some((preamble, self.question(stream, remote, migration, deadline)?));
+        let greeted = self.secured(socket, remote, deadline).and_then(|stream| {
+            let preamble = self.preamble(&stream, remote, deadline)?;
+            if !self.may(&stream, preamble.purpose, remote, deadline) {
+                return None;
             }
-            Some((preamble, Vec::new()))
+            let question = match preamble.purpose {
+                Purpose::Query => self.question(&stream, remote, preamble.migration, deadline)?,
+                _ => Vec::new(),
+            };
+            Some((stream, preamble, question))
         });
         self.known(number);
-        let Some((preamble, question)) = result else { return };
-        // Nobody else has it now, but for a moment in which the list gave it up.
-        let Ok(stream) = stream.try_clone() else { return };
-        self.lead(preamble, question, stream, remote, deadline);
+        if let Some((stream, preamble, question)) = greeted {
+            self.lead(preamble, question, stream, remote, deadline);
+        }
     }
 
-    fn preamble(&self, stream: &TcpStream, remote: SocketAddr, deadline: Instant) -> Option<Preamble> {
+    /// The connection under TLS where it begins so. Whoever makes one then has proved which host it is, before anything else of
+    /// it is read.
+    #[cfg(feature = "tls")]
+    fn secured(&self, socket: TcpStream, remote: SocketAddr, deadline: Instant) -> Option<Stream> {
+        use super::handshake::{explain, time_left};
+        use super::stream::tls::TlsStream;
+        /// The first byte of a TLS handshake (RFC 8446, 5.1).
+        const HANDSHAKE_RECORD: u8 = 22;
+        let mut first = [0];
+        let seen = time_left(deadline)
+            .and_then(|left| socket.set_read_timeout(Some(left)))
+            .and_then(|()| socket.peek(&mut first));
+        let why = match (seen, &self.options.trust) {
+            (Ok(0) | Err(_), _) => "it said nothing".to_owned(),
+            (Ok(_), _) if first[0] != HANDSHAKE_RECORD => return Some(Stream::Plain(socket)),
+            (Ok(_), Trust::Insecure) => "it speaks TLS, and this host has no certificates".to_owned(),
+            (Ok(_), Trust::Tls(identity)) => {
+                match TlsStream::accept(socket, identity.server_config(), deadline) {
+                    Ok(stream) => return Some(Stream::Tls(Box::new(stream))),
+                    Err(error) => explain(&error),
+                }
+            }
+        };
+        tracing::warn!(%remote, "a connection is refused: {why}");
+        self.dropped.fetch_add(1, Ordering::Relaxed);
+        None
+    }
+
+    #[cfg(not(feature = "tls"))]
+    #[expect(clippy::unnecessary_wraps, clippy::unused_self, reason = "as with TLS")]
+    fn secured(&self, socket: TcpStream, _: SocketAddr, _: Instant) -> Option<Stream> {
+        Some(Stream::Plain(socket))
+    }
+
+    /// Whether whoever is at the other end may come for this. Data channels come in plain, and show that they belong to a
+    /// migration; everything else comes from a host that has proved which one it is, where hosts do.
+    fn may(&self, stream: &Stream, purpose: Purpose, remote: SocketAddr, deadline: Instant) -> bool {
+        let data = matches!(purpose, Purpose::Data { .. });
+        let why = match stream {
+            Stream::Plain(_) if data || self.options.trust.is_insecure() => return true,
+            Stream::Plain(_) => {
+                "this host takes only hosts that prove who they are, by a certificate of its CA"
+            }
+            #[cfg(feature = "tls")]
+            Stream::Tls(stream) if !data => {
+                tracing::debug!(%remote, peer = stream.peer_name(), "a host has proved who it is");
+                return true;
+            }
+            #[cfg(feature = "tls")]
+            Stream::Tls(_) => "data channels come without TLS",
+        };
+        self.refuse(stream, remote, RefusalCode::Untrusted, why, deadline);
+        false
+    }
+
+    fn preamble(&self, stream: &Stream, remote: SocketAddr, deadline: Instant) -> Option<Preamble> {
         let bytes = read_preamble(stream, deadline)
             .inspect_err(|error| {
                 tracing::warn!(%error, %remote, "a connection did not say what it is for");
@@ -276,14 +365,7 @@ impl ListenerShared {
         }
     }
 
-    fn refuse(
-        &self,
-        stream: &TcpStream,
-        remote: SocketAddr,
-        code: RefusalCode,
-        text: &str,
-        deadline: Instant,
-    ) {
+    fn refuse(&self, stream: &Stream, remote: SocketAddr, code: RefusalCode, text: &str, deadline: Instant) {
         tracing::warn!(%remote, ?code, text, "a connection is refused");
         self.refused.fetch_add(1, Ordering::Relaxed);
         // The peer that does not read it finds the connection closed.
@@ -292,7 +374,7 @@ impl ListenerShared {
 
     fn question(
         &self,
-        stream: &TcpStream,
+        stream: &Stream,
         remote: SocketAddr,
         migration: MigrationId,
         deadline: Instant,
@@ -311,49 +393,48 @@ impl ListenerShared {
         &self,
         preamble: Preamble,
         question: Vec<u8>,
-        stream: TcpStream,
+        stream: Stream,
         remote: SocketAddr,
         deadline: Instant,
     ) {
-        let Preamble { purpose, migration, secret, .. } = preamble;
+        let Preamble { purpose, migration, proof, .. } = preamble;
         match purpose {
             Purpose::NewMigration => {
                 let options = self.options.control;
                 let link = PendingLink { stream: Some(stream), remote, options };
-                let _ = self.events.send(ListenerEvent::NewMigration { migration, link });
+                let _ = self.events.send(ListenerEvent::NewMigration { migration, proof, link });
             }
             Purpose::Query => {
                 let connection = QueryConnection { stream, remote, question };
                 let _ = self.events.send(ListenerEvent::Query { migration, connection });
             }
             Purpose::Data { channel } => {
-                if let Some((session, _)) = self.let_in(migration, &secret, &stream, remote, deadline) {
+                if let Some((session, _)) = self.let_in(&preamble, &stream, remote, deadline) {
                     session.attach(stream, ChannelId(channel), deadline);
                 }
             }
-            Purpose::ResumeControl { received } => {
-                if let Some((_, link)) = self.let_in(migration, &secret, &stream, remote, deadline) {
+            Purpose::ResumeControl { attempt, received } => {
+                if let Some((_, link)) = self.let_in(&preamble, &stream, remote, deadline) {
                     let path = path_of(&stream, remote);
-                    link.resume(stream, received, path, deadline);
+                    link.resume(stream, (attempt, received), path, deadline);
                 }
             }
         }
     }
 
-    /// What a connection with this secret may reach; refuses it otherwise.
+    /// What a connection may reach that proves that it knows the migration's secret; refuses it otherwise.
     fn let_in(
         &self,
-        migration: MigrationId,
-        secret: &Secret,
-        stream: &TcpStream,
+        preamble: &Preamble,
+        stream: &Stream,
         remote: SocketAddr,
         deadline: Instant,
     ) -> Option<(Arc<DestinationShared>, Arc<LinkShared>)> {
         let refusal = {
             let registry = lock(&self.registry);
-            match registry.get(&migration) {
+            match registry.get(&preamble.migration) {
                 None => (RefusalCode::UnknownMigration, "there is no such migration here"),
-                Some(registered) if registered.secret != *secret || secret.is_none() => {
+                Some(registered) if !preamble.proves(&registered.secret) => {
                     (RefusalCode::WrongSecret, "the secret of the migration is wrong")
                 }
                 Some(registered) => return Some((registered.session.clone(), registered.link.clone())),
@@ -365,16 +446,16 @@ impl ListenerShared {
 }
 
 /// The path that a connection came over, as its dialler would name it.
-fn path_of(stream: &TcpStream, remote: SocketAddr) -> Path {
+fn path_of(stream: &Stream, remote: SocketAddr) -> Path {
     // A socket that is connected knows its own address.
-    let local = stream.local_addr().unwrap_or(remote);
-    Path { source: Some(remote.ip()), destination: local }
+    let local = stream.socket().local_addr().unwrap_or(remote);
+    Path { source: Some(remote.ip()), destination: local, interface: None }
 }
 
 /// A migration that waits to be accepted or refused. Dropping it refuses it.
 #[derive(Debug)]
 pub struct PendingLink {
-    stream: Option<TcpStream>,
+    stream: Option<Stream>,
     remote: SocketAddr,
     options: ControlOptions,
 }
@@ -427,7 +508,7 @@ impl Drop for PendingLink {
 /// A question about a migration, with the connection that waits for its answer.
 #[derive(Debug)]
 pub struct QueryConnection {
-    stream: TcpStream,
+    stream: Stream,
     remote: SocketAddr,
     question: Vec<u8>,
 }

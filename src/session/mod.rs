@@ -5,6 +5,7 @@
 //! to the [`destination::DestinationSession`] or the control link that it belongs to. What decides is in modules without
 //! I/O ([`striping`], [`control_state`], [`pace`], [`mode`]); the others own sockets and threads.
 
+pub mod caps;
 pub mod control;
 pub mod control_state;
 pub mod destination;
@@ -16,11 +17,13 @@ pub mod pace;
 pub mod path;
 pub mod report;
 pub mod source;
+mod stream;
 pub mod striping;
+pub mod trust;
 mod worker;
 mod written;
 
-pub use control::{ControlLink, ControlOptions, LinkEvent};
+pub use control::{ControlLink, ControlOptions, LinkEvent, Opening};
 pub use destination::{DestinationEvent, DestinationSession, DestinationStats};
 pub use error::SessionError;
 pub use handshake::query;

@@ -16,6 +16,64 @@ pub struct Path {
     pub source: Option<IpAddr>,
     /// Where the other host listens.
     pub destination: SocketAddr,
+    /// The interface that carries it, and no other, whatever the routing table says meanwhile; `None` leaves it to that.
+    pub interface: Option<InterfaceName>,
+}
+
+impl Path {
+    /// A way that the routing table chooses.
+    #[must_use]
+    pub fn to(destination: SocketAddr) -> Self {
+        Self { source: None, destination, interface: None }
+    }
+}
+
+/// Why a text is no name of an interface.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is no name of a network interface: it has 1 to 15 bytes, none of them a space or a slash")]
+pub struct InterfaceNameError(pub String);
+
+/// The name of a network interface, such as `eth0`.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct InterfaceName {
+    /// `IFNAMSIZ` is 16, the zero byte at the end included (netdevice(7)).
+    bytes: [u8; 15],
+    length: u8,
+}
+
+impl InterfaceName {
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Made from a text, at one of its borders.
+        std::str::from_utf8(&self.bytes[..usize::from(self.length)]).unwrap_or_default()
+    }
+}
+
+impl FromStr for InterfaceName {
+    type Err = InterfaceNameError;
+
+    fn from_str(text: &str) -> Result<Self, InterfaceNameError> {
+        let wrong = |byte: u8| byte.is_ascii_whitespace() || byte == b'/' || byte == 0;
+        let mut bytes = [0; 15];
+        if text.is_empty() || text.len() > bytes.len() || text.bytes().any(wrong) {
+            return Err(InterfaceNameError(text.to_owned()));
+        }
+        bytes[..text.len()].copy_from_slice(text.as_bytes());
+        Ok(Self { bytes, length: text.len() as u8 })
+    }
+}
+
+impl fmt::Display for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for InterfaceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "InterfaceName({self})")
+    }
 }
 
 /// Why a text is not a path.
@@ -48,7 +106,7 @@ impl FromStr for Path {
         let destination = with_port
             .or_else(|| Some(SocketAddr::new(destination.parse().ok()?, DEFAULT_PORT)))
             .ok_or_else(|| PathError::Destination(destination.to_owned()))?;
-        let path = Self { source: source.transpose()?, destination };
+        let path = Self { source: source.transpose()?, destination, interface: None };
         if path.source.is_some_and(|source| source.is_ipv4() != destination.is_ipv4()) {
             return Err(PathError::Family(path));
         }
@@ -81,6 +139,16 @@ mod tests {
             let path: Path = text.parse().unwrap();
             assert_eq!(path.to_string(), shown);
             assert_eq!(shown.parse(), Ok(path));
+        }
+    }
+
+    #[test]
+    fn interfaces_have_names_that_the_kernel_takes() {
+        for name in ["lo", "enp0s31f6", "a23456789012345"] {
+            assert_eq!(name.parse::<InterfaceName>().unwrap().to_string(), name);
+        }
+        for name in ["", "a234567890123456", "a b", "a/b", "ä\u{a0}2345678901234"] {
+            assert_eq!(name.parse::<InterfaceName>(), Err(InterfaceNameError(name.into())));
         }
     }
 

@@ -28,6 +28,15 @@ pub enum SessionEvent {
         /// Why.
         cause: SessionError,
     },
+    /// A channel of a path that had lost one is open again, under another number.
+    ChannelReturned {
+        /// Its number.
+        channel: ChannelId,
+        /// Its path.
+        path: Path,
+        /// How long the path lacked it.
+        after: std::time::Duration,
+    },
     /// The last channel was lost within a round; the round is over.
     Failed {
         /// Why.
@@ -61,6 +70,8 @@ pub struct ChannelStats {
     pub remote: SocketAddr,
     /// The interface of this end, where the address belongs to one.
     pub interface: Option<String>,
+    /// The way that it was opened on, as its dialler would name it.
+    pub path: Path,
     /// Bytes that went over it, headers included.
     pub bytes: u64,
     /// Whether it is in use.
@@ -80,4 +91,6 @@ pub struct SessionStats {
     pub remaining_pages: u64,
     /// Bytes sent over all channels, headers included.
     pub wire_bytes: u64,
+    /// For how long not one channel has lived.
+    pub none_for: Option<std::time::Duration>,
 }

@@ -1,7 +1,10 @@
 //! The source's end of a session: rounds of pages, spread over channels.
 //!
 //! Two threads per channel: one takes work from the queue ([`super::striping`]) and pushes it, one waits for what the
-//! destination confirms. They share one lock, which is held for a queue operation, never for I/O.
+//! destination confirms. They share one lock, which is held for a queue operation, never for I/O. One more thread opens lost
+//! channels again ([`opening`]).
+
+mod opening;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -9,22 +12,25 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::caps::RateCaps;
 use super::error::SessionError;
-use super::handshake::dial;
+use super::lock;
 use super::mode::TransferMode;
-use super::pace::Pace;
-use super::path::{Path, interface_of};
+use super::pace::Paces;
+use super::path::Path;
 use super::report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 use super::striping::{Striping, Work};
-use super::worker::{Batched, Worker};
-use super::{lock, spawn};
-use crate::channel::tcp::{self, TcpOptions};
-use crate::channel::{ChannelError, ChannelLink, ChannelReceipts, OpenChannel};
+use super::worker::Batched;
+use crate::channel::{ChannelError, ChannelLink, ChannelReceipts};
 use crate::memory::GuestMemory;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId};
 use crate::wire::data::{BarrierId, ChannelId, FENCED_BYTES, HEADER_BYTES, MAX_CHANNELS, Receipt};
-use crate::wire::preamble::{MigrationId, Preamble, Purpose, Secret};
+use crate::wire::preamble::{MigrationId, Secret};
+use opening::Missing;
+
+/// How long a channel that waits for a cap goes without looking whether it was raised.
+const LOOK_AT_CAPS: Duration = Duration::from_millis(100);
 
 /// How a source session is opened.
 #[derive(Clone, Debug)]
@@ -41,10 +47,13 @@ pub struct SourceOptions {
     pub memory: GuestMemory,
     /// [`TransferMode::Compression`] compresses where that is faster; every other mode sends pages as they are.
     pub mode: TransferMode,
-    /// Bytes a second that all channels together may send.
-    pub rate_cap: Option<u64>,
+    /// Bytes a second that the channels may send.
+    pub rate_caps: RateCaps,
     /// How long a silent link takes to count as lost, and a connection may take to come about.
     pub link_timeout: Duration,
+    /// How long a round waits for one of its channels to come back when none lives; lost channels are opened again meanwhile, and
+    /// all along. `None` is not at all: a round fails with its last channel.
+    pub reopen: Option<Duration>,
     /// Failure injection: the channel of this number is cut after it has sent so many bytes.
     pub cut: Option<(usize, u64)>,
 }
@@ -53,7 +62,6 @@ pub struct SourceOptions {
 #[derive(Debug)]
 pub struct SourceSession {
     shared: Arc<SourceShared>,
-    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 /// What the threads of a session share.
@@ -64,6 +72,7 @@ pub(super) struct SourceShared {
     begin: Instant,
     state: Mutex<State>,
     wake: Condvar,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 #[derive(Debug)]
@@ -71,7 +80,7 @@ struct State {
     striping: Striping,
     lanes: Vec<Lane>,
     next_channel: u32,
-    pace: Option<Pace>,
+    paces: Paces,
     round: RoundStats,
     /// Pages of rounds that are over.
     placed_before: u64,
@@ -79,6 +88,10 @@ struct State {
     round_pages: u64,
     wire_bytes: u64,
     last_loss: Option<Arc<ChannelError>>,
+    /// Paths that lack a channel, to be opened again.
+    missing: Missing,
+    /// Since when not one channel lives.
+    none_since: Option<Duration>,
     ended: bool,
 }
 
@@ -107,12 +120,12 @@ impl SourceSession {
             return Err(SessionError::NoPath);
         }
         let paths: Vec<Path> = options.paths.iter().copied().cycle().take(wanted).collect();
-        let dialled = dial_all(&options, &paths);
+        let dialled = opening::dial_all(&options, &paths);
         let session = Self::new(options, wanted as u32, events);
         let mut failures = Vec::new();
         for (index, (path, dialled)) in paths.into_iter().zip(dialled).enumerate() {
             let id = ChannelId(index as u32);
-            let attached = dialled.and_then(|open| session.attach(id, path, open));
+            let attached = dialled.and_then(|open| session.shared.attach(id, path, open));
             if let Err(cause) = attached {
                 failures.push((id, path, cause));
             }
@@ -122,8 +135,10 @@ impl SourceSession {
             return Err(SessionError::NoChannel { tried: wanted, first });
         }
         for (channel, path, cause) in failures {
+            session.shared.lock().missing.push(path, Duration::ZERO);
             session.shared.tell(SessionEvent::ChannelLost { channel, path, cause });
         }
+        session.shared.keep_channels_up()?;
         Ok(session)
     }
 
@@ -132,12 +147,14 @@ impl SourceSession {
             striping: Striping::new(options.memory.layout().clone()),
             lanes: Vec::new(),
             next_channel,
-            pace: options.rate_cap.map(Pace::new),
+            paces: Paces::new(&options.rate_caps),
             round: RoundStats::default(),
             placed_before: 0,
             round_pages: 0,
             wire_bytes: 0,
             last_loss: None,
+            missing: Missing::default(),
+            none_since: None,
             ended: false,
         };
         let shared = SourceShared {
@@ -146,8 +163,9 @@ impl SourceSession {
             begin: Instant::now(),
             state: Mutex::new(state),
             wake: Condvar::new(),
+            threads: Mutex::default(),
         };
-        Self { shared: Arc::new(shared), threads: Mutex::default() }
+        Self { shared: Arc::new(shared) }
     }
 
     /// Opens one more channel, which takes part at once.
@@ -155,50 +173,7 @@ impl SourceSession {
     /// # Errors
     /// Why it did not open.
     pub fn add_channel(&self, path: Path) -> Result<ChannelId, SessionError> {
-        let id = {
-            let mut state = self.shared.lock();
-            if state.ended {
-                return Err(SessionError::Ended);
-            }
-            if state.next_channel as usize >= MAX_CHANNELS {
-                return Err(SessionError::TooManyChannels);
-            }
-            state.next_channel += 1;
-            ChannelId(state.next_channel - 1)
-        };
-        let open = dial_channel(&self.shared.options, id, &path)?;
-        self.attach(id, path, open)?;
-        Ok(id)
-    }
-
-    /// Starts the threads of a channel.
-    fn attach(&self, id: ChannelId, path: Path, open: OpenChannel) -> Result<(), SessionError> {
-        let OpenChannel { source, receipts, link } = open;
-        let interface = interface_of(link.local().ip()).ok().flatten();
-        let lane = Lane { id, path, link: link.clone(), interface, bytes: 0, alive: true };
-        {
-            let mut state = self.shared.lock();
-            if state.ended {
-                return Err(SessionError::Ended);
-            }
-            state.lanes.push(lane);
-            state.striping.add_channel(id);
-        }
-        let worker = Worker::new(self.shared.clone(), id, source, link);
-        let shared = self.shared.clone();
-        let started =
-            spawn(&format!("pf-acks-{id}"), move || shared.receive(id, receipts)).and_then(|receiver| {
-                lock(&self.threads).push(receiver);
-                spawn(&format!("pf-push-{id}"), move || worker.run())
-            });
-        match started {
-            Ok(thread) => lock(&self.threads).push(thread),
-            Err(cause) => {
-                self.shared.forget(id);
-                return Err(cause);
-            }
-        }
-        Ok(())
+        self.shared.add_channel(path)
     }
 
     /// Begins a round; its end is told by [`SessionEvent::Placed`] or [`SessionEvent::Failed`].
@@ -212,7 +187,7 @@ impl SourceSession {
             self.shared.tell(SessionEvent::Failed { cause: SessionError::Ended, owed: pages });
             return;
         }
-        if state.striping.live_channels() == 0 {
+        if state.striping.live_channels() == 0 && self.shared.options.reopen.is_none() {
             let cause = SessionError::AllChannelsLost { last: state.last_loss.clone() };
             drop(state);
             self.shared.tell(SessionEvent::Failed { cause, owed: pages });
@@ -245,6 +220,7 @@ impl SourceSession {
             local: lane.link.local(),
             remote: lane.link.remote(),
             interface: lane.interface.clone(),
+            path: lane.path,
             bytes: lane.bytes,
             alive: lane.alive,
             mode,
@@ -254,6 +230,18 @@ impl SourceSession {
             placed_pages: state.placed_before + state.round_pages - remaining_pages,
             remaining_pages,
             wire_bytes: state.wire_bytes,
+            none_for: state.none_since.map(|since| self.shared.now().saturating_sub(since)),
+        }
+    }
+
+    /// Gives up the channels of an interface that has gone down, which TCP would notice only after the link timeout.
+    pub fn interface_is_down(&self, interface: &str) {
+        let state = self.shared.lock();
+        for lane in
+            state.lanes.iter().filter(|lane| lane.alive && lane.interface.as_deref() == Some(interface))
+        {
+            // Its threads notice, and tell.
+            lane.link.shut();
         }
     }
 
@@ -266,41 +254,11 @@ impl SourceSession {
 impl Drop for SourceSession {
     fn drop(&mut self) {
         self.shared.end();
-        for thread in std::mem::take(&mut *lock(&self.threads)) {
+        for thread in std::mem::take(&mut *lock(&self.shared.threads)) {
             // A thread that panicked has ended as well.
             let _ = thread.join();
         }
     }
-}
-
-fn dial_all(options: &SourceOptions, paths: &[Path]) -> Vec<Result<OpenChannel, SessionError>> {
-    std::thread::scope(|scope| {
-        let dialling: Vec<_> = paths
-            .iter()
-            .enumerate()
-            .map(|(index, path)| {
-                let id = ChannelId(index as u32);
-                let name = format!("pf-dial-{id}");
-                std::thread::Builder::new()
-                    .name(name.clone())
-                    .spawn_scoped(scope, move || dial_channel(options, id, path))
-                    .map_err(|cause| SessionError::Thread { what: name, cause })
-            })
-            .collect();
-        dialling
-            .into_iter()
-            .map(|thread| thread?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    })
-}
-
-fn dial_channel(options: &SourceOptions, id: ChannelId, path: &Path) -> Result<OpenChannel, SessionError> {
-    let purpose = Purpose::Data { channel: id.0 };
-    let preamble = Preamble::new(purpose, options.migration, options.secret);
-    let (stream, _) = dial(path, &preamble, options.link_timeout)?;
-    let tcp_options = TcpOptions { link_timeout: options.link_timeout, ..TcpOptions::default() };
-    tcp::open(stream, options.memory.clone(), tcp_options)
-        .map_err(|cause| SessionError::Channel { remote: path.destination, cause })
 }
 
 impl SourceShared {
@@ -326,9 +284,10 @@ impl SourceShared {
             if state.ended || !state.is_alive(id) {
                 return None;
             }
-            let unpaid = state.pace.map_or(Duration::ZERO, |pace| pace.wait(self.now()));
+            let unpaid = state.unpaid(id, &self.options.rate_caps, self.now());
             if !unpaid.is_zero() {
-                state = self.wait(state, unpaid);
+                // Caps may be raised meanwhile.
+                state = self.wait(state, unpaid.min(LOOK_AT_CAPS));
                 continue;
             }
             match state.striping.take(id) {
@@ -355,9 +314,7 @@ impl SourceShared {
     pub(super) fn sent(&self, id: ChannelId, batch: &Batched) -> u64 {
         let now = self.now();
         let mut state = self.lock();
-        if let Some(pace) = &mut state.pace {
-            pace.charge(now, batch.wire_bytes);
-        }
+        state.charge(id, now, batch.wire_bytes);
         if state.striping.round().is_some() {
             state.round.pages += batch.pages;
             state.round.zero_pages += batch.zero_pages;
@@ -414,6 +371,7 @@ impl SourceShared {
     }
 
     fn lost(&self, id: ChannelId, cause: ChannelError) {
+        let now = self.now();
         let mut state = self.lock();
         let ended = state.ended;
         let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id && lane.alive) else { return };
@@ -431,7 +389,13 @@ impl SourceShared {
         if refused {
             state.lose_all();
         }
-        let owed = (in_round && state.striping.live_channels() == 0).then(|| state.abort_round());
+        let none_left = state.striping.live_channels() == 0;
+        if none_left {
+            state.none_since.get_or_insert(now);
+        }
+        state.missing.push(path, now);
+        let waits = self.options.reopen.is_some() && !refused;
+        let owed = (in_round && none_left && !waits).then(|| state.abort_round());
         // Under the lock, so that the loss of another channel cannot be told in between.
         let lost = SessionError::ChannelLost { remote, cause: cause.clone() };
         self.tell(SessionEvent::ChannelLost { channel: id, path, cause: lost });
@@ -468,6 +432,20 @@ impl SourceShared {
 }
 
 impl State {
+    /// How long a channel has to wait until what was sent so far is within the caps.
+    fn unpaid(&mut self, id: ChannelId, caps: &RateCaps, now: Duration) -> Duration {
+        self.paces.follow(caps);
+        let interface =
+            self.lanes.iter().find(|lane| lane.id == id).and_then(|lane| lane.interface.as_deref());
+        self.paces.wait(interface, now)
+    }
+
+    fn charge(&mut self, id: ChannelId, now: Duration, bytes: u64) {
+        let interface =
+            self.lanes.iter().find(|lane| lane.id == id).and_then(|lane| lane.interface.as_deref());
+        self.paces.charge(interface, now, bytes);
+    }
+
     fn is_alive(&self, id: ChannelId) -> bool {
         self.lanes.iter().any(|lane| lane.id == id && lane.alive)
     }

@@ -13,6 +13,8 @@ use super::*;
 use crate::layout::{RamLayout, RamRegion};
 use crate::memory::{Backing, GuestMemory, HugePages};
 use crate::pageset::PageSet;
+use crate::session::caps::RateCaps;
+use crate::session::trust::PeerTrust;
 use crate::units::{GuestAddress, PAGE_SIZE, PageIndex, RoundId, Run};
 use crate::wire::preamble::{MigrationId, Secret};
 
@@ -61,7 +63,11 @@ fn listener() -> (Listener, Receiver<ListenerEvent>) {
 }
 
 fn path_to(listener: &Listener) -> Path {
-    Path { source: Some(Ipv4Addr::LOCALHOST.into()), destination: listener.local_addresses()[0] }
+    Path {
+        source: Some(Ipv4Addr::LOCALHOST.into()),
+        destination: listener.local_addresses()[0],
+        interface: None,
+    }
 }
 
 /// A control link and both of its ends, without the secret.
@@ -75,8 +81,10 @@ struct Links {
 fn links(listener: &Listener, incoming: &Receiver<ListenerEvent>, options: ControlOptions) -> Links {
     let path = path_to(listener);
     let (sender, source_events) = unbounded();
-    let dialler = std::thread::spawn(move || ControlLink::dial(&[path], MIGRATION, options, sender));
-    let ListenerEvent::NewMigration { migration, link } = next(incoming) else { panic!("a migration") };
+    let dialler = std::thread::spawn(move || {
+        ControlLink::dial(&[path], MIGRATION, &Opening::default(), options, sender)
+    });
+    let ListenerEvent::NewMigration { migration, link, .. } = next(incoming) else { panic!("a migration") };
     assert_eq!(migration, MIGRATION);
     let (sender, destination_events) = unbounded();
     let destination = link.accept(sender).unwrap();
@@ -113,7 +121,8 @@ fn options(memory: &GuestMemory, host: &Host, channels: usize, mode: TransferMod
         channels,
         memory: memory.clone(),
         mode,
-        rate_cap: None,
+        reopen: None,
+        rate_caps: RateCaps::default(),
         link_timeout: Duration::from_secs(5),
         cut: None,
     }
@@ -123,7 +132,7 @@ fn placed(events: &Receiver<SessionEvent>) -> (RoundId, RoundStats) {
     loop {
         match next(events) {
             SessionEvent::Placed { round, stats } => return (round, stats),
-            SessionEvent::ChannelLost { .. } => {}
+            SessionEvent::ChannelLost { .. } | SessionEvent::ChannelReturned { .. } => {}
             SessionEvent::Failed { cause, .. } => panic!("the round failed: {cause}"),
         }
     }

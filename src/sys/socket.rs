@@ -35,6 +35,24 @@ pub fn set_receive_low_water(socket: impl AsFd, bytes: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has a socket send and receive by this interface only (`SO_BINDTODEVICE`, `socket(7)`).
+///
+/// # Errors
+/// What `setsockopt(2)` answers, with the interface's name.
+pub fn bind_to_interface(socket: impl AsFd, interface: &str) -> io::Result<()> {
+    let fd = socket.as_fd().as_raw_fd();
+    let length = interface.len() as libc::socklen_t;
+    // SAFETY: the option is a string of the length given, which outlives the call; the kernel copies it and needs no zero byte.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, interface.as_ptr().cast(), length)
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    let cause = io::Error::last_os_error();
+    Err(io::Error::new(cause.kind(), format!("the interface {interface} cannot be used: {cause}")))
+}
+
 /// The name of the interface that has an address, if any has (`getifaddrs(3)`).
 ///
 /// # Errors

@@ -11,9 +11,12 @@
 //! | 12 | purpose (u8), 3 zero bytes | code (u8; 0 is accepted), 1 zero byte, length of the text (u16) |
 //! | 16 | argument of the purpose (u64) | control messages received (u64) |
 //! | 24 | migration (16 bytes) | text |
-//! | 40 | secret (32 bytes) | |
+//! | 40 | proof (32 bytes), see [`Secret::prove`] | |
 
 use std::fmt;
+
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
 
 use super::{Fields, OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, cut_text, shown_text};
 
@@ -43,7 +46,8 @@ impl fmt::Debug for MigrationId {
     }
 }
 
-/// What a connection shows to be let into a migration; the destination draws it and sends it over the control link.
+/// What lets a connection into a migration; the destination draws it and sends it over the control link. It never travels on the
+/// connections that it opens: they show a proof of it ([`Secret::prove`]).
 ///
 /// It is never printed, and comparing takes the same time wherever the values differ.
 #[derive(Clone, Copy, Eq)]
@@ -58,7 +62,29 @@ impl Secret {
     pub fn is_none(&self) -> bool {
         *self == Self::NONE
     }
+
+    /// Proof that whoever opens a connection for this purpose knows the secret: HMAC-SHA256 (RFC 2104) with the secret as its key
+    /// over `pageferry` and a zero byte, the migration, the purpose's code and its argument (little-endian). Overheard, it opens
+    /// only the very same connection once more, which is refused: channel numbers and attempts are used once. The proof of no
+    /// secret is [`Secret::NONE`].
+    #[must_use]
+    pub fn prove(&self, purpose: Purpose, migration: MigrationId) -> Proof {
+        if self.is_none() {
+            return Proof(Self::NONE);
+        }
+        let (code, argument) = purpose.code_and_argument();
+        let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(&self.0) else { return Proof(Self::NONE) };
+        mac.update(b"pageferry\0");
+        mac.update(&migration.0);
+        mac.update(&[code]);
+        mac.update(&argument.to_le_bytes());
+        Proof(Self(mac.finalize().into_bytes().into()))
+    }
 }
+
+/// What a preamble shows in place of a secret. Compared like one, and as little printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof(Secret);
 
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
@@ -104,6 +130,9 @@ impl fmt::Display for Versions {
     }
 }
 
+/// More control messages than one migration has.
+pub const RECEIVED_LIMIT: u64 = 1 << 48;
+
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Purpose {
@@ -111,7 +140,10 @@ pub enum Purpose {
     NewMigration,
     /// The control link of a running migration, after its connection was lost.
     ResumeControl {
-        /// How many control messages the dialling side has received: the other side sends the rest again.
+        /// Which attempt it is, from 1 on; none is taken twice. Travels in the argument's upper 16 bits.
+        attempt: u16,
+        /// How many control messages the dialling side has received: the other side sends the rest again. Below
+        /// [`RECEIVED_LIMIT`].
         received: u64,
     },
     /// A data channel.
@@ -127,7 +159,9 @@ impl Purpose {
     fn code_and_argument(self) -> (u8, u64) {
         match self {
             Self::NewMigration => (1, 0),
-            Self::ResumeControl { received } => (2, received),
+            Self::ResumeControl { attempt, received } => {
+                (2, u64::from(attempt) << 48 | received & (RECEIVED_LIMIT - 1))
+            }
             Self::Data { channel } => (3, u64::from(channel)),
             Self::Query => (4, 0),
         }
@@ -136,7 +170,10 @@ impl Purpose {
     fn from_code(code: u8, argument: u64) -> Result<Self, PreambleError> {
         match (code, argument) {
             (1, 0) => Ok(Self::NewMigration),
-            (2, received) => Ok(Self::ResumeControl { received }),
+            (2, both) => Ok(Self::ResumeControl {
+                attempt: (both >> 48) as u16,
+                received: both & (RECEIVED_LIMIT - 1),
+            }),
             (3, channel) => {
                 let channel = u32::try_from(channel).map_err(|_| PreambleError::Argument(code, argument))?;
                 Ok(Self::Data { channel })
@@ -193,15 +230,21 @@ pub struct Preamble {
     pub purpose: Purpose,
     /// Which migration it belongs to.
     pub migration: MigrationId,
-    /// The migration's secret, or [`Secret::NONE`] where none exists yet.
-    pub secret: Secret,
+    /// Proof that the secret is known that the purpose needs.
+    pub proof: Proof,
 }
 
 impl Preamble {
-    /// A preamble with the versions of this program.
+    /// A preamble with the versions of this program, and proof of the secret ([`Secret::NONE`] where none exists yet).
     #[must_use]
     pub fn new(purpose: Purpose, migration: MigrationId, secret: Secret) -> Self {
-        Self { versions: Versions::OURS, purpose, migration, secret }
+        Self { versions: Versions::OURS, purpose, migration, proof: secret.prove(purpose, migration) }
+    }
+
+    /// Whether it proves that this secret is known. [`Secret::NONE`] proves nothing.
+    #[must_use]
+    pub fn proves(&self, secret: &Secret) -> bool {
+        !secret.is_none() && secret.prove(self.purpose, self.migration) == self.proof
     }
 
     /// The bytes that travel.
@@ -215,7 +258,7 @@ impl Preamble {
         bytes[12] = purpose;
         bytes[16..24].copy_from_slice(&argument.to_le_bytes());
         bytes[24..40].copy_from_slice(&self.migration.0);
-        bytes[40..].copy_from_slice(&self.secret.0);
+        bytes[40..].copy_from_slice(&self.proof.0.0);
         bytes
     }
 
@@ -238,7 +281,12 @@ impl Preamble {
         if reserved != [0; 3] {
             return Err(PreambleError::Reserved);
         }
-        Ok(Self { versions, purpose, migration: MigrationId(fields.take()), secret: Secret(fields.take()) })
+        Ok(Self {
+            versions,
+            purpose,
+            migration: MigrationId(fields.take()),
+            proof: Proof(Secret(fields.take())),
+        })
     }
 }
 
@@ -265,16 +313,19 @@ pub enum RefusalCode {
     NotNow,
     /// The host does not want this migration; the text has its reason.
     Declined,
+    /// This side has not proved which host it is, or is no host that the other trusts.
+    Untrusted,
 }
 
 impl RefusalCode {
-    const ALL: [Self; 6] = [
+    const ALL: [Self; 7] = [
         Self::Version,
         Self::Malformed,
         Self::UnknownMigration,
         Self::WrongSecret,
         Self::NotNow,
         Self::Declined,
+        Self::Untrusted,
     ];
 
     fn number(self) -> u8 {

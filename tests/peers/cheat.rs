@@ -41,6 +41,8 @@ impl Stage {
 
 /// The scripted source. Dropping it closes its connections.
 pub(crate) struct Cheat {
+    /// To resume the control link.
+    attempts: u16,
     pub(crate) address: SocketAddr,
     pub(crate) migration: MigrationId,
     pub(crate) control: Control,
@@ -116,6 +118,7 @@ impl Cheat {
             secret: Secret::NONE,
             token: Token([0; 16]),
             channels: Vec::new(),
+            attempts: 0,
         }
     }
 
@@ -177,7 +180,8 @@ impl Cheat {
 
     /// Dials the control link again after its connection was lost, saying that `heard` messages have come; or the refusal.
     pub(crate) fn resume(&mut self, secret: Secret, heard: u64) -> Result<(), (RefusalCode, String)> {
-        let purpose = Purpose::ResumeControl { received: heard };
+        self.attempts += 1;
+        let purpose = Purpose::ResumeControl { attempt: self.attempts, received: heard };
         let (stream, received) = dial(self.address, &Preamble::new(purpose, self.migration, secret))?;
         self.control = self.control.over_another(stream, received, heard);
         Ok(())

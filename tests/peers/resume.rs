@@ -8,6 +8,7 @@ use std::time::Duration;
 use pageferry::engine::journal::Journal;
 use pageferry::engine::source::migrate;
 use pageferry::migration::handover::Outcome;
+use pageferry::session::caps::RateCaps;
 use pageferry::wire::preamble::PREAMBLE_BYTES;
 
 use crate::at_the_destination::Host;
@@ -66,7 +67,7 @@ fn a_control_connection_that_is_cut_within_a_round_does_not_end_the_migration() 
     let wire = Wire::to(host.address());
     let mut options = patient(wire.address);
     // The first round takes more than a second.
-    options.rate_cap = Some(2 << 20);
+    options.rate_caps = RateCaps::new(Some(2 << 20));
     let state = tempfile::tempdir().unwrap();
     let journal = Journal::open(state.path()).unwrap();
     let (guest, report) = within(Duration::from_secs(20), "a cut control connection", move || {

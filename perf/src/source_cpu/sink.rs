@@ -89,7 +89,8 @@ fn receive_plainly(memory: &GuestMemory, bytes: u64) -> anyhow::Result<()> {
 
 fn receive_by_session(memory: GuestMemory) -> anyhow::Result<()> {
     let (sender, incoming) = unbounded();
-    let listener = Listener::bind(&["127.0.0.1:0".parse()?], ListenerOptions::default(), sender)?;
+    let listener =
+        Listener::bind(&["127.0.0.1:0".parse::<SocketAddr>()?], ListenerOptions::default(), sender)?;
     listens_at(listener.local_addresses()[0])?;
     let ListenerEvent::NewMigration { link, .. } = incoming.recv_timeout(PATIENCE)? else {
         bail!("the source was to begin a migration");

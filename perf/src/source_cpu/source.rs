@@ -10,7 +10,8 @@ use pageferry::channel::tcp;
 use pageferry::memory::GuestMemory;
 use pageferry::pageset::PageSet;
 use pageferry::session::{
-    ControlLink, ControlOptions, LinkEvent, Path, SessionEvent, SourceOptions, SourceSession, TransferMode,
+    ControlLink, ControlOptions, LinkEvent, Opening, Path, SessionEvent, SourceOptions, SourceSession,
+    TransferMode,
 };
 use pageferry::sys::scatter::{self, MemorySlice};
 use pageferry::units::RoundId;
@@ -47,7 +48,7 @@ pub(crate) fn send(way: Way, memory: &GuestMemory, sink: &Sink, channels: usize)
             send_plainly(memory, stream)?;
         }
         Way::TunedWriteLoop => {
-            let stream = tcp::connect(None, sink.address, PATIENCE)?;
+            let stream = tcp::connect(None, sink.address, None, PATIENCE)?;
             tcp::tune(&stream, PATIENCE)?;
             send_plainly(memory, stream)?;
         }
@@ -77,9 +78,9 @@ fn send_plainly(memory: &GuestMemory, mut stream: TcpStream) -> anyhow::Result<(
 
 /// As the engine does it: a control link first, channels when the destination is ready, one round of every page.
 fn send_by_session(memory: &GuestMemory, sink: &Sink, channels: usize) -> anyhow::Result<()> {
-    let path = Path { source: None, destination: sink.address };
+    let path = Path::to(sink.address);
     let (sender, link_events) = unbounded();
-    let link = ControlLink::dial(&[path], MIGRATION, ControlOptions::default(), sender)?;
+    let link = ControlLink::dial(&[path], MIGRATION, &Opening::default(), ControlOptions::default(), sender)?;
     link.set_secret(SECRET);
     match link_events.recv_timeout(PATIENCE)? {
         LinkEvent::Message(_) => {}
@@ -92,7 +93,8 @@ fn send_by_session(memory: &GuestMemory, sink: &Sink, channels: usize) -> anyhow
         channels,
         memory: memory.clone(),
         mode: TransferMode::Tcp,
-        rate_cap: None,
+        reopen: None,
+        rate_caps: pageferry::session::caps::RateCaps::default(),
         link_timeout: PATIENCE,
         cut: None,
     };

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select, unbounded};
 
 use super::MigrateOptions;
+use super::links::{Downtime, Links};
 use crate::dirty::DirtyTracker;
 use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::journal::Journal;
@@ -70,7 +71,8 @@ pub(super) struct Driver<'a, G: Guest + ?Sized> {
     resolved: Option<Resolved>,
     faults: FaultPlan,
     began: Instant,
-    paused_at: Option<Instant>,
+    links: Links,
+    downtime: Downtime,
     warnings: Vec<String>,
     /// For the rate on the progress line: when it was last looked at, and the bytes placed by then.
     seen: (Instant, u64),
@@ -104,7 +106,8 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             resolved: None,
             faults: options.faults.clone(),
             began,
-            paused_at: None,
+            links: Links::new(&options.paths),
+            downtime: Downtime::default(),
             warnings: Vec::new(),
             seen: (began, 0),
             seen_sent: 0,
@@ -166,6 +169,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn session_event(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Placed { round, stats } => {
+                self.downtime.mark("the last pages are placed");
                 self.tell(SourceInput::Placed(
                     round,
                     PlacedStats {
@@ -184,6 +188,12 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                     chain(&cause)
                 ));
             }
+            SessionEvent::ChannelReturned { channel, path, after } => {
+                self.warn(format!(
+                    "channel {channel} on {path} is open again, after {:.1} s",
+                    after.as_secs_f64()
+                ));
+            }
             SessionEvent::Failed { cause: cause @ SessionError::AllChannelsLost { .. }, owed } => {
                 self.tell(SourceInput::Failed(format!(
                     "the last channel is lost with {} pages on their way: {}",
@@ -198,7 +208,14 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn link_event(&mut self, event: LinkEvent) {
         match event {
             LinkEvent::Message(bytes) => match Message::decode(&bytes) {
-                Ok(message) => self.tell(SourceInput::Message(message)),
+                Ok(message) => {
+                    match message {
+                        Message::Ready(_) => self.downtime.mark("the destination loads the state"),
+                        Message::Running(_) => self.downtime.mark("the destination starts the guest"),
+                        _ => {}
+                    }
+                    self.tell(SourceInput::Message(message));
+                }
                 // After Commit this is doubt, before it the end: the machine knows which.
                 Err(error) => {
                     let what = format!("it sent what is no message: {}", chain(&error));
@@ -244,6 +261,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             }
             SourceAction::Drain => {
                 let input = self.drain();
+                self.downtime.mark("the last dirty pages are found");
                 self.answer("read the guest's dirty pages", input);
             }
             SourceAction::Place(round, pages) => match &self.session {
@@ -262,13 +280,15 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 }
             }
             SourceAction::Pause => {
-                self.paused_at = Some(Instant::now());
+                self.downtime.begin();
                 let input = self.guest.pause().map(|()| SourceInput::Paused(wall_clock()));
+                self.downtime.mark("the guest pauses");
                 self.answer("pause the guest", input);
                 self.reached(FaultPoint::StopAndCopy);
             }
             SourceAction::SaveState => {
                 let input = self.save_state().map(SourceInput::StateSaved);
+                self.downtime.mark("the guest's state is saved");
                 self.answer("save the guest's state", input);
             }
             SourceAction::Journal(record) => self.write_journal(record),
@@ -279,7 +299,8 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             SourceAction::Release => self.release(),
             SourceAction::Query(token) => {
                 let asked = Message::Query(token).encode();
-                let answer = query(&self.options.paths, self.id, &asked, QUERY_TIMEOUT)
+                let paths = self.options.peers().paths;
+                let answer = query(&paths, self.id, &asked, &self.options.trust, QUERY_TIMEOUT)
                     .map_err(|error| self.warn(format!("asked, and got no answer: {}", chain(&error))))
                     .ok()
                     .and_then(|bytes| Message::decode(&bytes).ok());
@@ -328,8 +349,10 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             channels: self.options.channels,
             memory: self.memory.clone(),
             mode: resolved.used,
-            rate_cap: self.options.rate_cap,
+            rate_caps: self.options.rate_caps.clone(),
             link_timeout: self.options.control.link_timeout,
+            // A channel that a test cuts stays cut.
+            reopen: self.faults.cut.is_none().then_some(self.options.reopen_within),
             cut: self.faults.cut,
         };
         self.session = Some(SourceSession::open(options, sender)?);
@@ -366,8 +389,11 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     }
 
     fn write_journal(&mut self, record: SourceRecord) {
-        let peers: Vec<_> = self.options.paths.iter().map(|path| path.destination).collect();
-        let input = self.journal.record_source(self.id, &peers, record).map(|()| SourceInput::Journaled);
+        let input = self
+            .journal
+            .record_source(self.id, &self.options.peers(), record)
+            .map(|()| SourceInput::Journaled);
+        self.downtime.mark("the journal is written");
         self.answer("write the journal", input);
         if matches!(record, SourceRecord::Committing(_)) {
             self.reached(FaultPoint::Journaled);
@@ -389,10 +415,18 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
 
     fn progress(&mut self) -> Progress {
         let stats = self.session.as_ref().map(SourceSession::stats);
+        for interface in self.links.look(Instant::now()) {
+            if let Some(session) = &self.session {
+                session.interface_is_down(&interface);
+            }
+        }
         let remaining = stats.as_ref().map_or(0, |stats| stats.remaining_pages);
         let placed = stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
         let looked = self.seen.0.elapsed();
         if looked >= TICK {
+            if let Some(stats) = &stats {
+                self.links.update(stats, looked);
+            }
             // Bytes count too: on a slow wire, or under a low cap, the next confirmation may be 4 MiB away. A destination that
             // takes them and confirms nothing is sent no more than each channel's window.
             let sent = stats.as_ref().map_or(0, |stats| stats.wire_bytes);
@@ -409,16 +443,25 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             phase: self.machine.phase(),
             mode: self.resolved.as_ref().map_or(self.options.mode, |resolved| resolved.used),
             interfaces: stats.as_ref().map_or_else(Vec::new, live_interfaces),
+            links: self.links.seen(stats.as_ref()),
+            rounds: self.machine.rounds().to_vec(),
             round: self.machine.round(),
             bytes_per_second: self.rate,
             remaining_bytes: remaining * PAGE_SIZE,
             expected_downtime: self.machine.expected_downtime(remaining),
-            note: self.note(),
+            note: self.note(stats.as_ref()),
         }
     }
 
     /// What a person should know at this moment: why it does not converge, what went wrong, else what it waits for.
-    fn note(&self) -> Option<String> {
+    fn note(&self, stats: Option<&SessionStats>) -> Option<String> {
+        if let Some((stats, gone)) = stats.and_then(|stats| Some((stats, stats.none_for?))) {
+            let (tried, limit) = (self.links.idle(stats).join(", "), self.options.reopen_within.as_secs());
+            return Some(format!(
+                "no channel lives; {tried} are tried again ({} s of {limit} s)",
+                gone.as_secs()
+            ));
+        }
         let waits = || format!("waits for {}", self.machine.waits_for());
         let known = self.machine.note().map(str::to_owned).or_else(|| self.warnings.last().cloned());
         match self.machine.phase() {
@@ -429,7 +472,8 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
 
     /// Ends every thread, and puts what is known into the report.
     pub(super) fn close(mut self, report: &mut SourceReport) {
-        report.paused = self.paused_at.map_or(Duration::ZERO, |paused| paused.elapsed());
+        report.paused = self.downtime.elapsed();
+        report.downtime_parts = self.downtime.parts();
         report.throttle = self.machine.throttle();
         report.rounds = self.machine.rounds().to_vec();
         if let Some(session) = self.session.take() {

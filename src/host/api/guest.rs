@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 use crate::dirty::TrackerKind;
 use crate::guest::program::Program;
 use crate::host::demo_options::GuestKind;
-use crate::host::holder_protocol::GuestSeen;
+use crate::host::holder::protocol::GuestSeen;
 
 /// A guest to be started.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]

@@ -209,6 +209,9 @@ pub struct Migration {
     pub direction: Direction,
     /// The other host's name.
     pub peer: String,
+    /// Where the other host's daemon was reached.
+    #[serde(default)]
+    pub peer_address: Option<String>,
     /// How far it is.
     pub state: MigrationState,
     /// Why it did not complete.

@@ -3,7 +3,7 @@
 use crate::dirty::TrackerKind;
 use crate::host::demo::watch::Ends;
 use crate::host::demo_options::{DemoOptions, GuestKind};
-use crate::host::holder_protocol::{GuestSeen, Moved, Ram};
+use crate::host::holder::protocol::{GuestSeen, Moved, Ram};
 use crate::host::report::{ChannelReport, GuestCheck, Report, ReportedOutcome, RoundReport};
 use crate::host::supervise::SuperviseError;
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::select;
 
-use crate::host::holder_protocol::{Arrived, Command, Event, MoveProgress, Moved};
+use crate::host::holder::protocol::{Arrived, Command, Event, MoveProgress, Moved};
 use crate::host::progress::{Progress, ProgressState};
 use crate::host::supervise::HolderProcess;
 use crate::units::RoundId;

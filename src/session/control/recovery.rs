@@ -1,7 +1,6 @@
 //! How a lost connection of a control link comes back.
 
 use std::io;
-use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use super::{Connection, Dialler, LinkEvent, LinkShared, wait};
@@ -9,6 +8,7 @@ use crate::session::error::SessionError;
 use crate::session::handshake::{dial, write_reply};
 use crate::session::lock;
 use crate::session::path::Path;
+use crate::session::stream::Stream;
 use crate::wire::preamble::{Preamble, Purpose, RefusalCode, Reply, Secret};
 
 /// How long to wait before dialling again, at first and at most.
@@ -72,14 +72,18 @@ impl LinkShared {
         let mut last = SessionError::NoPath;
         loop {
             for path in &dialler.paths {
-                let received = lock(&self.state).core.received();
-                let purpose = Purpose::ResumeControl { received };
+                let purpose = {
+                    let mut state = lock(&self.state);
+                    // Used up after a day of attempts a second: the link has long been given up then.
+                    state.attempt = state.attempt.saturating_add(1);
+                    Purpose::ResumeControl { attempt: state.attempt, received: state.core.received() }
+                };
                 let preamble = Preamble::new(purpose, dialler.migration, secret);
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {
                     return Redial::TimeOver(last);
                 }
-                match dial(path, &preamble, self.options.link_timeout.min(left)) {
+                match dial(path, &preamble, &dialler.trust, self.options.link_timeout.min(left)) {
                     Ok((stream, peer_received)) => {
                         return Redial::Connected(Connection { stream, peer_received, path: *path });
                     }
@@ -117,19 +121,29 @@ impl LinkShared {
     /// The peer dialled again and has shown the secret: answers it, and uses its connection from now on.
     pub(in crate::session) fn resume(
         &self,
-        stream: TcpStream,
-        peer_received: u64,
+        stream: Stream,
+        (attempt, peer_received): (u16, u64),
         path: Path,
         deadline: Instant,
     ) {
         let received = {
-            let state = lock(&self.state);
+            let mut state = lock(&self.state);
             if state.over || self.dialler.is_some() {
                 drop(state);
                 let reply = Reply::refused(RefusalCode::UnknownMigration, "the control link is closed");
                 let _ = write_reply(&stream, &reply, deadline);
                 return;
             }
+            if attempt <= state.attempt {
+                drop(state);
+                let reply = Reply::refused(
+                    RefusalCode::WrongSecret,
+                    "this attempt was made already; it is repeated by somebody",
+                );
+                let _ = write_reply(&stream, &reply, deadline);
+                return;
+            }
+            state.attempt = attempt;
             state.core.received()
         };
         // What still comes over the old connection after this count was taken is sent again, and dropped.

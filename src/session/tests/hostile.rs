@@ -16,14 +16,14 @@ fn connect(listener: &Listener) -> TcpStream {
 /// A data channel by hand.
 fn channel(host: &Host, id: u32) -> TcpStream {
     let preamble = Preamble::new(Purpose::Data { channel: id }, MIGRATION, SECRET);
-    let (stream, _) = handshake::dial(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
+    let stream = handshake::dial_plain(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     assert!(matches!(next(&host.events), DestinationEvent::ChannelAttached { .. }));
     stream
 }
 
 fn refusal(host: &Host, preamble: &Preamble) -> (RefusalCode, String) {
-    match handshake::dial(&path_to(&host.listener), preamble, PATIENCE).unwrap_err() {
+    match handshake::dial_plain(&path_to(&host.listener), preamble, PATIENCE).unwrap_err() {
         SessionError::Refused { code, text, .. } => (code, text),
         other => panic!("{other}"),
     }
@@ -42,7 +42,7 @@ fn others_go_on(host: &Host, first_channel: usize) {
     let mut seed = 4;
     (100..200).for_each(|page| write_page(&source, page, &mut seed, false));
     let preamble = Preamble::new(Purpose::Data { channel: first_channel as u32 }, MIGRATION, SECRET);
-    let (mut stream, _) = handshake::dial(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
+    let mut stream = handshake::dial_plain(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
     let mut pages = Vec::new();
     source.read_run(Run::new(100, 100), &mut pages);
     stream.write_all(&frame(FrameKind::Raw, 1, &[Run::new(100, 100)], &pages)).unwrap();
@@ -191,7 +191,7 @@ fn a_barrier_closes_the_channels_that_it_names_for_good() {
 
     let preamble = |channel| Preamble::new(Purpose::Data { channel }, MIGRATION, SECRET);
     let path = path_to(&host.listener);
-    let error = handshake::dial(&path, &preamble(77), PATIENCE).unwrap_err();
+    let error = handshake::dial_plain(&path, &preamble(77), PATIENCE).unwrap_err();
     assert!(matches!(error, SessionError::Refused { code: RefusalCode::NotNow, .. }), "{error}");
 }
 
@@ -216,7 +216,7 @@ fn channels_that_fence_each_other_do_not_hang() {
 fn whoever_has_not_the_secret_is_refused_and_counted() {
     let host = host(memory(Backing::Memfd));
     let data = Purpose::Data { channel: 1 };
-    let resume = Purpose::ResumeControl { received: 0 };
+    let resume = Purpose::ResumeControl { attempt: 1, received: 0 };
     for purpose in [data, resume] {
         let mut wrong = SECRET;
         wrong.0[31] ^= 1;
@@ -247,14 +247,15 @@ fn another_version_is_refused_in_words_that_name_both() {
 #[test]
 fn something_else_that_listens_is_named() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let path = Path { source: None, destination: socket.local_addr().unwrap() };
+    let path = Path::to(socket.local_addr().unwrap());
     let server = std::thread::spawn(move || {
         let (mut stream, _) = socket.accept().unwrap();
         stream.read_exact(&mut [0; PREAMBLE_BYTES]).unwrap();
         stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
     let (sender, _events) = unbounded();
-    let error = ControlLink::dial(&[path], MIGRATION, ControlOptions::default(), sender).unwrap_err();
+    let error = ControlLink::dial(&[path], MIGRATION, &Opening::default(), ControlOptions::default(), sender)
+        .unwrap_err();
     server.join().unwrap();
     let SessionError::Preamble { cause: PreambleError::Magic(magic), .. } = error else { panic!("{error}") };
     assert_eq!(&magic, b"HTTP/1.1");

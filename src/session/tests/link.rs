@@ -104,7 +104,7 @@ fn closing_sends_everything_first_and_says_goodbye() {
 #[test]
 fn silence_is_noticed() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let path = Path { source: None, destination: socket.local_addr().unwrap() };
+    let path = Path::to(socket.local_addr().unwrap());
     let silent = std::thread::spawn(move || {
         let (mut stream, _) = socket.accept().unwrap();
         let mut preamble = [0; crate::wire::preamble::PREAMBLE_BYTES];
@@ -114,7 +114,7 @@ fn silence_is_noticed() {
     });
     let options = ControlOptions { link_timeout: Duration::from_secs(1), ..ControlOptions::default() };
     let (sender, events) = unbounded();
-    let link = ControlLink::dial(&[path], MIGRATION, options, sender).unwrap();
+    let link = ControlLink::dial(&[path], MIGRATION, &Opening::default(), options, sender).unwrap();
     let stream = silent.join().unwrap();
     let LinkEvent::Lost { cause } = next(&events) else { panic!("a lost link") };
     let SessionError::NotResumable(cause) = cause else { panic!("{cause}") };
@@ -141,7 +141,7 @@ fn a_refusal_comes_in_the_hosts_words() {
     for words in ["no memory for 12 GiB", ""] {
         let (sender, _events) = unbounded();
         let dialler = std::thread::spawn(move || {
-            ControlLink::dial(&[path], MIGRATION, ControlOptions::default(), sender)
+            ControlLink::dial(&[path], MIGRATION, &Opening::default(), ControlOptions::default(), sender)
         });
         let ListenerEvent::NewMigration { link, .. } = next(&incoming) else { panic!("a migration") };
         if words.is_empty() {
@@ -158,13 +158,16 @@ fn a_refusal_comes_in_the_hosts_words() {
 #[test]
 fn a_question_is_answered() {
     let (listener, incoming) = listener();
-    let paths = [Path { source: None, destination: "127.0.0.1:1".parse().unwrap() }, path_to(&listener)];
-    let asker = std::thread::spawn(move || query(&paths, MIGRATION, b"who runs it?", PATIENCE));
+    let paths = [Path::to("127.0.0.1:1".parse().unwrap()), path_to(&listener)];
+    let asker = std::thread::spawn(move || {
+        query(&paths, MIGRATION, b"who runs it?", &PeerTrust::default(), PATIENCE)
+    });
     let ListenerEvent::Query { migration, connection } = next(&incoming) else { panic!("a query") };
     assert_eq!((migration, connection.request()), (MIGRATION, &b"who runs it?"[..]));
     connection.answer(&vec![9; 60_000]).unwrap();
     assert_eq!(asker.join().unwrap().unwrap(), vec![9; 60_000]);
-    let too_long = query(&[path_to(&listener)], MIGRATION, &vec![0; 70_000], PATIENCE).unwrap_err();
+    let too_long = query(&[path_to(&listener)], MIGRATION, &vec![0; 70_000], &PeerTrust::default(), PATIENCE)
+        .unwrap_err();
     assert!(matches!(too_long, SessionError::Query { .. }), "{too_long}");
 }
 

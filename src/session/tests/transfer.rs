@@ -1,6 +1,7 @@
 //! Memory that moves, in rounds, with and without losses.
 
 use super::*;
+use crate::session::caps::RateCaps;
 use crate::wire::data::ChannelId;
 
 /// Three rounds over `channels`: everything touched, scattered changes with zeroed pages among them, nothing.
@@ -85,7 +86,7 @@ fn a_slow_wire_gets_compressed_pages() {
     (0..6000).for_each(|page| write_page(&source, page, &mut seed, true));
     let (sender, events) = unbounded();
     let mut slow = options(&source, &host, 1, TransferMode::Compression);
-    slow.rate_cap = Some(8 << 20);
+    slow.rate_caps = RateCaps::new(Some(8 << 20));
     let session = SourceSession::open(slow, sender).unwrap();
     session.place(RoundId(0), set(&source, &[Run::new(0, 6000)]));
     let (_, stats) = placed(&events);
@@ -101,7 +102,7 @@ fn a_rate_cap_is_kept() {
     (0..2048).for_each(|page| write_page(&source, page, &mut seed, false));
     let (sender, events) = unbounded();
     let mut slow = options(&source, &host, 3, TransferMode::Tcp);
-    slow.rate_cap = Some(16 << 20);
+    slow.rate_caps = RateCaps::new(Some(16 << 20));
     let session = SourceSession::open(slow, sender).unwrap();
     let begin = std::time::Instant::now();
     session.place(RoundId(0), set(&source, &[Run::new(0, 2048)]));
@@ -122,7 +123,7 @@ fn a_channel_cut_within_a_round_leaves_its_pages_to_the_others() {
         let mut cutting = options(&source, &host, 3, mode);
         cutting.cut = Some((1, 1 << 20));
         // Slow enough that every channel gets something before the round is over.
-        cutting.rate_cap = Some(100 << 20);
+        cutting.rate_caps = RateCaps::new(Some(100 << 20));
         let session = SourceSession::open(cutting, sender).unwrap();
         session.place(RoundId(0), PageSet::full(8192));
         match next(&events) {
@@ -208,7 +209,7 @@ fn an_aborted_round_is_owed_and_ends_the_session() {
     (0..8192).for_each(|page| write_page(&source, page, &mut seed, false));
     let (sender, events) = unbounded();
     let mut slow = options(&source, &host, 2, TransferMode::Tcp);
-    slow.rate_cap = Some(4 << 20);
+    slow.rate_caps = RateCaps::new(Some(4 << 20));
     let session = SourceSession::open(slow, sender).unwrap();
     session.place(RoundId(0), PageSet::full(8192));
     std::thread::sleep(Duration::from_millis(100));
@@ -228,7 +229,7 @@ fn paths_that_do_not_open_are_told_and_the_others_are_used() {
     let source = memory(Backing::Memfd);
     let host = host(memory(Backing::Memfd));
     let nobody = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    let dead = Path { source: None, destination: nobody };
+    let dead = Path::to(nobody);
     let (sender, events) = unbounded();
     let mut mixed = options(&source, &host, 2, TransferMode::Tcp);
     mixed.paths.push(dead);
@@ -283,7 +284,7 @@ fn copied_pages_arrive_as_well() {
     let mut seed = 8;
     (0..8192).for_each(|page| write_page(&source, page, &mut seed, false));
     let preamble = Preamble::new(Purpose::Data { channel: 0 }, MIGRATION, SECRET);
-    let (stream, _) = handshake::dial(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
+    let stream = handshake::dial_plain(&path_to(&host.listener), &preamble, PATIENCE).unwrap();
     let copying = TcpOptions { zero_copy: false, ..TcpOptions::default() };
     let mut open = tcp::open(stream, source.clone(), copying).unwrap();
     for run in (0..8192).step_by(1024).map(|start| Run::new(start, 1024)) {

@@ -4,7 +4,8 @@ use proptest::prelude::*;
 fn preamble() -> impl Strategy<Value = Preamble> {
     let purpose = prop_oneof![
         Just(Purpose::NewMigration),
-        any::<u64>().prop_map(|received| Purpose::ResumeControl { received }),
+        (any::<u16>(), 0..RECEIVED_LIMIT)
+            .prop_map(|(attempt, received)| Purpose::ResumeControl { attempt, received }),
         any::<u32>().prop_map(|channel| Purpose::Data { channel }),
         Just(Purpose::Query),
     ];

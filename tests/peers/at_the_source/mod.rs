@@ -38,7 +38,7 @@ pub(crate) fn patient(address: SocketAddr) -> MigrateOptions {
             doubt: long,
         },
         control: ControlOptions { link_timeout: long, give_up_after: long },
-        ..MigrateOptions::new("peers", KIND, vec![Path { source: None, destination: address }])
+        ..MigrateOptions::new("peers", KIND, vec![Path::to(address)])
     }
 }
 

@@ -1,7 +1,9 @@
 //! The engine's reports as they travel to the supervisor.
 
 use crate::engine::observe::{self, DestinationReport, SourceReport};
-use crate::host::holder_protocol::{Arrived, GuestSeen, MoveProgress, Moved, MovedChannel, MovedRound, Ram};
+use crate::host::holder::protocol::{
+    Arrived, GuestSeen, MoveLink, MoveProgress, Moved, MovedChannel, MovedRound, Ram,
+};
 use crate::migration::convergence::RoundRecord;
 use crate::migration::handover::{Arrival, Outcome};
 
@@ -10,11 +12,23 @@ pub(super) fn move_progress(progress: &observe::Progress) -> MoveProgress {
         phase: progress.phase.name().to_owned(),
         mode: progress.mode.name().to_owned(),
         interfaces: progress.interfaces.clone(),
+        links: progress.links.iter().map(move_link).collect(),
         round: progress.round.0,
         bytes_per_second: progress.bytes_per_second,
         remaining_bytes: progress.remaining_bytes,
         expected_downtime: progress.expected_downtime.map(|time| time.as_secs_f64()),
         note: progress.note.clone(),
+        rounds: progress.rounds.iter().map(moved_round).collect(),
+    }
+}
+
+fn move_link(link: &observe::LinkSeen) -> MoveLink {
+    MoveLink {
+        interface: link.interface.clone(),
+        channels: link.channels,
+        bytes: link.bytes,
+        bytes_per_second: link.bytes_per_second,
+        state: link.state.name().to_owned(),
     }
 }
 
@@ -47,6 +61,7 @@ pub(super) fn moved(report: SourceReport, guest_before: GuestSeen, guest_after: 
                 remote: channel.remote,
                 interface: channel.interface,
                 bytes: channel.bytes,
+                lost: channel.lost,
             })
             .collect(),
         rounds: report.rounds.iter().map(moved_round).collect(),
@@ -54,6 +69,12 @@ pub(super) fn moved(report: SourceReport, guest_before: GuestSeen, guest_after: 
         touched_bytes: report.touched_bytes,
         total_seconds: report.total.as_secs_f64(),
         paused_seconds: report.paused.as_secs_f64(),
+        downtime_parts: report
+            .downtime_parts
+            .iter()
+            .map(|(name, time)| ((*name).to_owned(), time.as_secs_f64()))
+            .collect(),
+        throttle: report.throttle,
         cpu_seconds: report.cpu.as_secs_f64(),
         ram: report.ram.as_ref().map(ram),
         guest_before,

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod args;
+pub mod config;
 pub mod demo;
 pub mod demo_options;
 pub mod exit;
@@ -10,6 +11,8 @@ pub mod guest_process;
 pub mod guests;
 pub mod holder;
 pub mod logging;
+pub mod network;
+pub mod preflight;
 pub mod progress;
 pub mod quantity;
 pub mod report;

@@ -1,0 +1,49 @@
+//! The host's interfaces: which of them migrations may use, and by which pairs of them two hosts reach each other.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+/// A network interface of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// The kernel's number for it.
+    pub index: u32,
+    /// Whether it is up and has a carrier.
+    pub up: bool,
+    /// Whether it leads only to this host.
+    pub loopback: bool,
+    /// The largest IP packet, in bytes.
+    pub mtu: u32,
+    /// Its speed in bits a second, where the driver says it (`/sys/class/net/*/speed`).
+    pub speed_bits_per_second: Option<u64>,
+    /// Its addresses, with their prefixes.
+    pub addresses: Vec<IpNet>,
+}
+
+/// An address of a host that migrations may use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Offer {
+    /// The interface that has it.
+    pub interface: String,
+    /// The address.
+    #[schema(value_type = String)]
+    pub address: IpAddr,
+    /// The length of its prefix.
+    pub prefix: u8,
+    /// The largest IP packet, in bytes.
+    pub mtu: u32,
+    /// The interface's speed in bits a second, where its driver says it.
+    #[serde(default)]
+    pub speed_bits_per_second: Option<u64>,
+    /// The cap that the host file sets for its network, in bytes a second.
+    #[serde(default)]
+    pub bandwidth_cap: Option<u64>,
+    /// Whether it leads only to the host itself.
+    #[serde(default)]
+    pub loopback: bool,
+}

@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod bad_files;
 mod file;
+mod identity;
 mod network;
 mod problem;
 mod read;
@@ -21,6 +22,7 @@ use ipnet::IpNet;
 
 pub use file::json_schema;
 pub use problem::{HostFileError, Problem};
+pub(crate) use value::check_host_name;
 
 use crate::memory::HugePages;
 use crate::migration::convergence::{Limits, OnNoConvergence};

@@ -4,12 +4,16 @@
 
 #[cfg(test)]
 mod bad_files;
+mod commands;
 mod file;
 mod identity;
 mod network;
 mod problem;
 mod read;
 mod resolve;
+mod show;
+#[cfg(test)]
+mod tests;
 mod value;
 
 use std::collections::BTreeMap;
@@ -20,6 +24,7 @@ use std::time::Duration;
 
 use ipnet::IpNet;
 
+pub use commands::{check, init, schema, show};
 pub use file::json_schema;
 pub use problem::{HostFileError, Problem};
 pub(crate) use value::check_host_name;

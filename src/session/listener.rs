@@ -402,27 +402,28 @@ impl ListenerShared {
         deadline: Instant,
     ) {
         let Preamble { purpose, migration, proof, .. } = preamble;
-        match purpose {
+        let let_in = |stream: &Stream| self.let_in(&preamble, stream, remote, deadline);
+        let taken = match purpose {
             Purpose::NewMigration => {
-                let options = self.options.control;
-                let link = PendingLink::new(stream, remote, options);
+                let link = PendingLink::new(stream, remote, self.options.control);
                 let _ = self.events.send(ListenerEvent::NewMigration { migration, proof, link });
+                true
             }
             Purpose::Query => {
                 let connection = QueryConnection::new(stream, remote, question);
                 let _ = self.events.send(ListenerEvent::Query { migration, connection });
+                true
             }
-            Purpose::Data { channel } => {
-                if let Some((session, _)) = self.let_in(&preamble, &stream, remote, deadline) {
-                    session.attach(stream, ChannelId(channel), deadline);
-                }
-            }
-            Purpose::ResumeControl { attempt, received } => {
-                if let Some((_, link)) = self.let_in(&preamble, &stream, remote, deadline) {
-                    let path = path_of(&stream, remote);
-                    link.resume(stream, (attempt, received), path, deadline);
-                }
-            }
+            Purpose::Data { channel } => let_in(&stream)
+                .is_none_or(|(session, _)| session.attach(stream, ChannelId(channel), deadline)),
+            Purpose::ResumeControl { attempt, received } => let_in(&stream).is_none_or(|(_, link)| {
+                let path = path_of(&stream, remote);
+                link.resume(stream, (attempt, received), path, deadline)
+            }),
+        };
+        if !taken {
+            // Refused by what it was led to, in its own words.
+            self.refused.fetch_add(1, Ordering::Relaxed);
         }
     }
 

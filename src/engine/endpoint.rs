@@ -286,3 +286,6 @@ fn decide_from_journal(journal: &Journal, asked: &Message) -> Message {
     });
     decided.unwrap_or_else(|error| Message::Abort(chain(&error)))
 }
+
+#[cfg(test)]
+mod tests;

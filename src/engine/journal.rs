@@ -331,6 +331,58 @@ mod tests {
         }
     }
 
+    /// The lines are read by later versions of this program, and by people.
+    #[test]
+    fn the_peers_are_written_in_words() {
+        let (directory, journal) = journal();
+        let destination = "10.77.0.2:7434".parse().unwrap();
+        let paths = vec![
+            Path::to(destination),
+            Path { source: Some("10.77.0.1".parse().unwrap()), destination, interface: None },
+            Path { source: None, destination, interface: Some("pf0".parse().unwrap()) },
+            Path {
+                source: Some("10.77.0.1".parse().unwrap()),
+                destination,
+                interface: Some("pf0".parse().unwrap()),
+            },
+        ];
+        let peers = Peers { paths, name: Some("beta".into()) };
+        journal.record_source(MIGRATION, &peers, SourceRecord::Committing(TOKEN)).unwrap();
+        let file = directory.path().join("state").join(format!("source-{MIGRATION}"));
+        let text = fs::read_to_string(&file).unwrap();
+        let expected = "state=committing\ntoken=05050505050505050505050505050505\n\
+                        peer=10.77.0.2:7434\n\
+                        peer=10.77.0.2:7434 from 10.77.0.1\n\
+                        peer=10.77.0.2:7434 by pf0\n\
+                        peer=10.77.0.2:7434 from 10.77.0.1 by pf0\n\
+                        peer-name=beta\n";
+        assert_eq!(text, expected);
+        assert_eq!(journal.unfinished().unwrap()[0].peers, peers);
+
+        for wrong in [
+            "10.77.0.2",
+            "10.77.0.2:7434 from",
+            "10.77.0.2:7434 from pf0",
+            "10.77.0.2:7434 by a/b",
+            "10.77.0.2:7434 via 10.77.0.1",
+            "10.77.0.2:7434  from 10.77.0.1",
+        ] {
+            fs::write(&file, format!("state=committing\ntoken={TOKEN}\npeer={wrong}\n")).unwrap();
+            let error = journal.unfinished().unwrap_err();
+            assert!(matches!(error, JournalError::Damaged { .. }), "{wrong:?}: {error}");
+        }
+    }
+
+    /// Entries of before hosts had names and interfaces.
+    #[test]
+    fn an_entry_without_a_name_is_understood() {
+        let (directory, journal) = journal();
+        let text = format!("state=committing\ntoken={TOKEN}\npeer=127.0.0.1:7000\npeer=[::1]:7000\n");
+        fs::write(directory.path().join("state").join(format!("source-{MIGRATION}")), text).unwrap();
+        let paths = ["127.0.0.1:7000", "[::1]:7000"].map(|peer| Path::to(peer.parse().unwrap())).to_vec();
+        assert_eq!(journal.unfinished().unwrap()[0].peers, Peers { paths, name: None });
+    }
+
     #[test]
     fn damage_is_named_and_a_directory_that_cannot_be_is_too() {
         let (directory, journal) = journal();

@@ -209,13 +209,14 @@ impl DestinationShared {
         let _ = self.events.send(event);
     }
 
-    /// The source opened a channel and has shown the secret: answers it, and receives from now on.
-    pub(super) fn attach(self: &Arc<Self>, stream: Stream, id: ChannelId, deadline: Instant) {
+    /// The source opened a channel and has proved that it knows the secret: answers it, and receives from now on. `false` when it
+    /// was refused.
+    pub(super) fn attach(self: &Arc<Self>, stream: Stream, id: ChannelId, deadline: Instant) -> bool {
         let stream = match stream {
             Stream::Plain(stream) => stream,
             // The listener refuses them in words.
             #[cfg(feature = "tls")]
-            Stream::Tls(_) => return,
+            Stream::Tls(_) => return false,
         };
         let answer = stream.try_clone().map(Stream::Plain);
         let refuse = |text: &str| {
@@ -223,6 +224,7 @@ impl DestinationShared {
             if let Ok(answer) = &answer {
                 let _ = write_reply(answer, &Reply::refused(RefusalCode::NotNow, text), deadline);
             }
+            false
         };
         // Under the lock from the check to the registration, so that a fence or the end of the session sees the channel.
         let mut state = self.lock();
@@ -256,6 +258,7 @@ impl DestinationShared {
                 self.lose(id, SessionError::ChannelLost { remote: link.remote(), cause: Arc::new(cause) });
             }
         }
+        true
     }
 
     fn lose(&self, id: ChannelId, cause: SessionError) {

@@ -3,6 +3,8 @@
 //! A connection that says nothing, or nonsense, costs one thread and a few hundred bytes for a few seconds, and when there
 //! are too many of them the oldest goes: a peer that knows the protocol is done in one round trip.
 
+mod pending;
+
 use std::collections::{HashMap, VecDeque};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,11 +15,13 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::control::{ControlLink, ControlOptions, LinkEvent, LinkShared};
+use self::pending::path_of;
+pub use self::pending::{PendingLink, QueryConnection};
+use super::control::{ControlLink, ControlOptions, LinkShared};
 use super::destination::{DestinationSession, DestinationShared};
 use super::error::SessionError;
-use super::handshake::{read_message, read_preamble, write_message, write_reply};
-use super::path::{InterfaceName, Path};
+use super::handshake::{read_message, read_preamble, write_reply};
+use super::path::InterfaceName;
 use super::stream::Stream;
 use super::trust::Trust;
 use super::{lock, spawn};
@@ -398,27 +402,28 @@ impl ListenerShared {
         deadline: Instant,
     ) {
         let Preamble { purpose, migration, proof, .. } = preamble;
-        match purpose {
+        let let_in = |stream: &Stream| self.let_in(&preamble, stream, remote, deadline);
+        let taken = match purpose {
             Purpose::NewMigration => {
-                let options = self.options.control;
-                let link = PendingLink { stream: Some(stream), remote, options };
+                let link = PendingLink::new(stream, remote, self.options.control);
                 let _ = self.events.send(ListenerEvent::NewMigration { migration, proof, link });
+                true
             }
             Purpose::Query => {
-                let connection = QueryConnection { stream, remote, question };
+                let connection = QueryConnection::new(stream, remote, question);
                 let _ = self.events.send(ListenerEvent::Query { migration, connection });
+                true
             }
-            Purpose::Data { channel } => {
-                if let Some((session, _)) = self.let_in(&preamble, &stream, remote, deadline) {
-                    session.attach(stream, ChannelId(channel), deadline);
-                }
-            }
-            Purpose::ResumeControl { attempt, received } => {
-                if let Some((_, link)) = self.let_in(&preamble, &stream, remote, deadline) {
-                    let path = path_of(&stream, remote);
-                    link.resume(stream, (attempt, received), path, deadline);
-                }
-            }
+            Purpose::Data { channel } => let_in(&stream)
+                .is_none_or(|(session, _)| session.attach(stream, ChannelId(channel), deadline)),
+            Purpose::ResumeControl { attempt, received } => let_in(&stream).is_none_or(|(_, link)| {
+                let path = path_of(&stream, remote);
+                link.resume(stream, (attempt, received), path, deadline)
+            }),
+        };
+        if !taken {
+            // Refused by what it was led to, in its own words.
+            self.refused.fetch_add(1, Ordering::Relaxed);
         }
     }
 
@@ -442,96 +447,5 @@ impl ListenerShared {
         };
         self.refuse(stream, remote, refusal.0, refusal.1, deadline);
         None
-    }
-}
-
-/// The path that a connection came over, as its dialler would name it.
-fn path_of(stream: &Stream, remote: SocketAddr) -> Path {
-    // A socket that is connected knows its own address.
-    let local = stream.socket().local_addr().unwrap_or(remote);
-    Path { source: Some(remote.ip()), destination: local, interface: None }
-}
-
-/// A migration that waits to be accepted or refused. Dropping it refuses it.
-#[derive(Debug)]
-pub struct PendingLink {
-    stream: Option<Stream>,
-    remote: SocketAddr,
-    options: ControlOptions,
-}
-
-/// How long the answer to a connection may take to be written.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-impl PendingLink {
-    /// Who asks.
-    #[must_use]
-    pub fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-
-    /// Takes it.
-    ///
-    /// # Errors
-    /// [`SessionError::Handshake`] when the peer has gone meanwhile, or [`SessionError::Thread`].
-    ///
-    /// # Panics
-    /// Never: the connection is there until it is accepted, refused or dropped.
-    pub fn accept(mut self, events: Sender<LinkEvent>) -> Result<ControlLink, SessionError> {
-        let stream = self.stream.take().expect("it is taken once, here or on drop");
-        write_reply(&stream, &Reply::accepted(0), Instant::now() + ANSWER_TIMEOUT)
-            .map_err(|cause| SessionError::Handshake { remote: self.remote, cause })?;
-        let path = path_of(&stream, self.remote);
-        ControlLink::accept(stream, path, self.options, events)
-    }
-
-    /// Turns it away; the text is what the other side shows.
-    pub fn refuse(mut self, text: &str) {
-        self.answer(text);
-    }
-
-    fn answer(&mut self, text: &str) {
-        if let Some(stream) = self.stream.take() {
-            let reply = Reply::refused(RefusalCode::Declined, text);
-            // The peer that does not read it finds the connection closed.
-            let _ = write_reply(&stream, &reply, Instant::now() + ANSWER_TIMEOUT);
-        }
-    }
-}
-
-impl Drop for PendingLink {
-    fn drop(&mut self) {
-        self.answer("the host does not take migrations now");
-    }
-}
-
-/// A question about a migration, with the connection that waits for its answer.
-#[derive(Debug)]
-pub struct QueryConnection {
-    stream: Stream,
-    remote: SocketAddr,
-    question: Vec<u8>,
-}
-
-impl QueryConnection {
-    /// Who asks.
-    #[must_use]
-    pub fn remote(&self) -> SocketAddr {
-        self.remote
-    }
-
-    /// The question.
-    #[must_use]
-    pub fn request(&self) -> &[u8] {
-        &self.question
-    }
-
-    /// Answers it.
-    ///
-    /// # Errors
-    /// [`SessionError::Query`] when the answer is too long or the peer has gone; it will ask again.
-    pub fn answer(self, answer: &[u8]) -> Result<(), SessionError> {
-        write_message(&self.stream, answer, Instant::now() + ANSWER_TIMEOUT)
-            .map_err(|cause| SessionError::Query { remote: self.remote, cause })
     }
 }

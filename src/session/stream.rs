@@ -63,8 +63,7 @@ pub(super) mod tls {
 
     use crate::session::handshake::time_left;
 
-    /// Raw bytes taken from the socket at once: rustls takes this many in one call, and takes no more while it holds 16 KiB of
-    /// plaintext.
+    /// Raw bytes taken from the socket at once: as many as rustls takes in one call at most.
     const RAW: usize = 4 << 10;
     /// Bytes of a write that are encrypted at once.
     const CHUNK: usize = 16 << 10;
@@ -75,7 +74,40 @@ pub(super) mod tls {
         tls: Mutex<Connection>,
         /// Whoever holds it writes to the socket: records must leave in the order in which they were encrypted.
         out: Mutex<Vec<u8>>,
-        raw: Mutex<Vec<u8>>,
+        raw: Mutex<Raw>,
+    }
+
+    /// Bytes from the socket, of which rustls has not taken all yet: it takes no more than fit a record, and none while it holds 16
+    /// KiB of plaintext.
+    struct Raw {
+        bytes: Vec<u8>,
+        taken: usize,
+        got: usize,
+    }
+
+    impl Raw {
+        fn new() -> Self {
+            Self { bytes: vec![0; RAW], taken: 0, got: 0 }
+        }
+
+        fn is_empty(&self) -> bool {
+            self.taken == self.got
+        }
+
+        /// Waits for bytes; answers how many came, 0 at the end.
+        fn fill(&mut self, mut socket: &TcpStream) -> io::Result<usize> {
+            self.got = 0;
+            self.taken = 0;
+            self.got = socket.read(&mut self.bytes)?;
+            Ok(self.got)
+        }
+
+        /// Gives rustls what it takes at once, and has it look at that.
+        fn feed(&mut self, tls: &mut Connection) -> io::Result<()> {
+            let mut rest = &self.bytes[self.taken..self.got];
+            self.taken += tls.read_tls(&mut rest)?;
+            tls.process_new_packets().map(drop).map_err(tls_error)
+        }
     }
 
     impl fmt::Debug for TlsStream {
@@ -116,7 +148,7 @@ pub(super) mod tls {
         }
 
         fn shake_hands(socket: TcpStream, mut tls: Connection, deadline: Instant) -> io::Result<Self> {
-            let mut raw = vec![0; RAW];
+            let mut raw = Raw::new();
             while tls.is_handshaking() {
                 let mut out = Vec::new();
                 while tls.wants_write() {
@@ -127,17 +159,19 @@ pub(super) mod tls {
                 if !tls.is_handshaking() {
                     break;
                 }
-                socket.set_read_timeout(Some(time_left(deadline)?))?;
-                let got = match (&socket).read(&mut raw) {
-                    Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                    Ok(got) => got,
-                    Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        return Err(io::ErrorKind::TimedOut.into());
+                if raw.is_empty() {
+                    socket.set_read_timeout(Some(time_left(deadline)?))?;
+                    match raw.fill(&socket) {
+                        Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                        Ok(_) => {}
+                        Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                            return Err(io::ErrorKind::TimedOut.into());
+                        }
+                        Err(error) => return Err(error),
                     }
-                    Err(error) => return Err(error),
-                };
-                if let Err(error) = feed(&mut tls, &raw[..got]) {
+                }
+                if let Err(error) = raw.feed(&mut tls) {
                     // What is wrong is told to the other side; it may have gone.
                     let mut alert = Vec::new();
                     while tls.wants_write() && tls.write_tls(&mut alert).is_ok() {}
@@ -171,11 +205,11 @@ pub(super) mod tls {
                     Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
                     done => return done,
                 }
-                let got = (&self.socket).read(&mut raw)?;
-                let fed = if got == 0 {
+                // Its plaintext has been read, so rustls takes something.
+                let fed = if raw.is_empty() && raw.fill(&self.socket)? == 0 {
                     lock(&self.tls).read_tls(&mut io::empty()).map(drop)
                 } else {
-                    feed(&mut lock(&self.tls), &raw[..got])
+                    raw.feed(&mut lock(&self.tls))
                 };
                 self.send_if_free();
                 fed?;
@@ -219,14 +253,6 @@ pub(super) mod tls {
     fn take_pending(tls: &mut Connection, out: &mut Vec<u8>) -> io::Result<()> {
         while tls.wants_write() {
             tls.write_tls(out)?;
-        }
-        Ok(())
-    }
-
-    fn feed(tls: &mut Connection, mut raw: &[u8]) -> io::Result<()> {
-        while !raw.is_empty() {
-            tls.read_tls(&mut raw)?;
-            tls.process_new_packets().map_err(tls_error)?;
         }
         Ok(())
     }

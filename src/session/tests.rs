@@ -1,11 +1,19 @@
 //! Whole sessions over real sockets on the loopback.
 
+#[cfg(feature = "cli")]
+mod certificates;
+mod gate;
 mod hostile;
 mod link;
+mod namespaces;
+mod proofs;
+mod reopening;
 mod transfer;
+#[cfg(feature = "cli")]
+mod trust;
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 
@@ -57,9 +65,13 @@ fn next<T>(events: &Receiver<T>) -> T {
 }
 
 fn listener() -> (Listener, Receiver<ListenerEvent>) {
+    listener_with(ListenerOptions::default())
+}
+
+fn listener_with(options: ListenerOptions) -> (Listener, Receiver<ListenerEvent>) {
     let (sender, events) = unbounded();
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-    (Listener::bind(&[address], ListenerOptions::default(), sender).unwrap(), events)
+    (Listener::bind(&[address], options, sender).unwrap(), events)
 }
 
 fn path_to(listener: &Listener) -> Path {
@@ -79,11 +91,18 @@ struct Links {
 }
 
 fn links(listener: &Listener, incoming: &Receiver<ListenerEvent>, options: ControlOptions) -> Links {
-    let path = path_to(listener);
+    links_over(path_to(listener), incoming, Opening::default(), options)
+}
+
+fn links_over(
+    path: Path,
+    incoming: &Receiver<ListenerEvent>,
+    opening: Opening,
+    options: ControlOptions,
+) -> Links {
     let (sender, source_events) = unbounded();
-    let dialler = std::thread::spawn(move || {
-        ControlLink::dial(&[path], MIGRATION, &Opening::default(), options, sender)
-    });
+    let dialler =
+        std::thread::spawn(move || ControlLink::dial(&[path], MIGRATION, &opening, options, sender));
     let ListenerEvent::NewMigration { migration, link, .. } = next(incoming) else { panic!("a migration") };
     assert_eq!(migration, MIGRATION);
     let (sender, destination_events) = unbounded();
@@ -102,8 +121,12 @@ struct Host {
 }
 
 fn host(memory: GuestMemory) -> Host {
-    let (listener, incoming) = listener();
-    let links = links(&listener, &incoming, ControlOptions::default());
+    host_with(memory, ListenerOptions::default(), Opening::default())
+}
+
+fn host_with(memory: GuestMemory, options: ListenerOptions, opening: Opening) -> Host {
+    let (listener, incoming) = listener_with(options);
+    let links = links_over(path_to(&listener), &incoming, opening, ControlOptions::default());
     let (sender, events) = unbounded();
     let timeout = Duration::from_secs(2);
     let session = DestinationSession::with_link_timeout(memory.clone(), MIGRATION, timeout, sender);
@@ -125,6 +148,15 @@ fn options(memory: &GuestMemory, host: &Host, channels: usize, mode: TransferMod
         rate_caps: RateCaps::default(),
         link_timeout: Duration::from_secs(5),
         cut: None,
+    }
+}
+
+/// Waits until something is so that another thread brings about.
+fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what} does not come about");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -60,7 +60,7 @@ const BELOW_HOST: &[&str] =
 /// Modules without I/O, clocks or threads: the core that a simulation drives and that could be built for any target.
 pub(crate) const CORE: [&str; 5] = ["units", "layout", "pageset", "wire", "migration"];
 /// Dependencies that only compute.
-pub(crate) const PURE: [&str; 4] = ["prost", "thiserror", "serde", "xxhash_rust"];
+pub(crate) const PURE: [&str; 6] = ["prost", "thiserror", "serde", "xxhash_rust", "hmac", "sha2"];
 /// What of std reaches outside the program.
 const IMPURE_STD: [&str; 7] = ["net", "fs", "io", "thread", "process", "env", "os"];
 

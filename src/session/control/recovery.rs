@@ -118,30 +118,30 @@ impl LinkShared {
         }
     }
 
-    /// The peer dialled again and has shown the secret: answers it, and uses its connection from now on.
+    /// The peer dialled again and has proved that it knows the secret: answers it, and uses its connection from now on. `false` when
+    /// it was refused.
     pub(in crate::session) fn resume(
         &self,
         stream: Stream,
         (attempt, peer_received): (u16, u64),
         path: Path,
         deadline: Instant,
-    ) {
+    ) -> bool {
+        let refuse = |code, text: &str| {
+            tracing::warn!(%path, ?code, text, "a control connection is refused");
+            let _ = write_reply(&stream, &Reply::refused(code, text), deadline);
+            false
+        };
         let received = {
             let mut state = lock(&self.state);
             if state.over || self.dialler.is_some() {
                 drop(state);
-                let reply = Reply::refused(RefusalCode::UnknownMigration, "the control link is closed");
-                let _ = write_reply(&stream, &reply, deadline);
-                return;
+                return refuse(RefusalCode::UnknownMigration, "the control link is closed");
             }
             if attempt <= state.attempt {
                 drop(state);
-                let reply = Reply::refused(
-                    RefusalCode::WrongSecret,
-                    "this attempt was made already; it is repeated by somebody",
-                );
-                let _ = write_reply(&stream, &reply, deadline);
-                return;
+                let text = "this attempt was made already; it is repeated by somebody";
+                return refuse(RefusalCode::WrongSecret, text);
             }
             state.attempt = attempt;
             state.core.received()
@@ -151,5 +151,6 @@ impl LinkShared {
             lock(&self.state).offered = Some(Connection { stream, peer_received, path });
             self.wake.notify_all();
         }
+        true
     }
 }

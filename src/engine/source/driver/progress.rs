@@ -1,0 +1,94 @@
+//! What the observer is told now and then, and what a person should know at that moment.
+
+use std::time::Instant;
+
+use super::{Driver, TICK};
+use crate::engine::observe::{ChannelRecord, Progress};
+use crate::guest::Guest;
+use crate::migration::source::{PhaseName, SourceInput};
+use crate::session::source::SourceSession;
+use crate::session::{ChannelStats, SessionStats};
+use crate::units::PAGE_SIZE;
+
+impl<G: Guest + ?Sized> Driver<'_, G> {
+    pub(super) fn progress(&mut self) -> Progress {
+        let stats = self.session.as_ref().map(SourceSession::stats);
+        for interface in self.links.look(Instant::now()) {
+            if let Some(session) = &self.session {
+                session.interface_is_down(&interface);
+            }
+        }
+        let remaining = stats.as_ref().map_or(0, |stats| stats.remaining_pages);
+        let placed = stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
+        let looked = self.seen.0.elapsed();
+        if looked >= TICK {
+            if let Some(stats) = &stats {
+                self.links.update(stats, looked);
+            }
+            // Bytes count too: on a slow wire, or under a low cap, the next confirmation may be 4 MiB away. A destination that
+            // takes them and confirms nothing is sent no more than each channel's window.
+            let sent = stats.as_ref().map_or(0, |stats| stats.wire_bytes);
+            if placed > self.seen.1 || sent > self.seen_sent {
+                self.tell(SourceInput::Progressed);
+            }
+            self.seen_sent = sent;
+            let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
+            // Smoothed over about half a second: a line that jumps cannot be read.
+            self.rate = (self.rate as f64 * 0.8 + lately * 0.2) as u64;
+            self.seen = (Instant::now(), placed);
+        }
+        Progress {
+            phase: self.machine.phase(),
+            mode: self.resolved.as_ref().map_or(self.options.mode, |resolved| resolved.used),
+            interfaces: stats.as_ref().map_or_else(Vec::new, live_interfaces),
+            links: self.links.seen(stats.as_ref()),
+            rounds: self.machine.rounds().to_vec(),
+            round: self.machine.round(),
+            bytes_per_second: self.rate,
+            remaining_bytes: remaining * PAGE_SIZE,
+            expected_downtime: self.machine.expected_downtime(remaining),
+            note: self.note(stats.as_ref()),
+        }
+    }
+
+    /// What a person should know at this moment: why it does not converge, what went wrong, else what it waits for.
+    fn note(&self, stats: Option<&SessionStats>) -> Option<String> {
+        if let Some((stats, gone)) = stats.and_then(|stats| Some((stats, stats.none_for?))) {
+            let (tried, limit) = (self.links.idle(stats).join(", "), self.options.reopen_within.as_secs());
+            return Some(format!(
+                "no channel lives; {tried} are tried again ({} s of {limit} s)",
+                gone.as_secs()
+            ));
+        }
+        let waits = || format!("waits for {}", self.machine.waits_for());
+        let known = self.machine.note().map(str::to_owned).or_else(|| self.warnings.last().cloned());
+        match self.machine.phase() {
+            PhaseName::PreCopy | PhaseName::Finished => known,
+            _ => Some(known.map_or_else(waits, |known| format!("{}; {known}", waits()))),
+        }
+    }
+}
+
+impl From<ChannelStats> for ChannelRecord {
+    fn from(stats: ChannelStats) -> Self {
+        Self {
+            local: stats.local,
+            remote: stats.remote,
+            interface: stats.interface,
+            bytes: stats.bytes,
+            lost: !stats.alive,
+        }
+    }
+}
+
+fn live_interfaces(stats: &SessionStats) -> Vec<String> {
+    let mut interfaces: Vec<String> = stats
+        .channels
+        .iter()
+        .filter(|channel| channel.alive)
+        .filter_map(|channel| channel.interface.clone())
+        .collect();
+    interfaces.sort_unstable();
+    interfaces.dedup();
+    interfaces
+}

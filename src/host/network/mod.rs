@@ -1,5 +1,6 @@
 //! The host's interfaces: which of them migrations may use, and by which pairs of them two hosts reach each other.
 
+pub mod allowed;
 pub mod interfaces;
 #[cfg(test)]
 pub(crate) mod lab;

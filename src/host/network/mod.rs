@@ -5,6 +5,7 @@ pub mod interfaces;
 #[cfg(test)]
 pub(crate) mod lab;
 mod netlink;
+pub mod pairs;
 
 use std::io;
 use std::net::IpAddr;

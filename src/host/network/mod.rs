@@ -6,6 +6,7 @@ pub mod interfaces;
 pub(crate) mod lab;
 mod netlink;
 pub mod pairs;
+pub mod probe;
 
 use std::io;
 use std::net::IpAddr;

@@ -148,17 +148,17 @@ async fn echo(socket: UdpSocket, token: ProbeToken, end: Instant) {
 pub async fn probe(paths: &[PathInfo], ports: &[(IpAddr, u16)], token: ProbeToken) -> Vec<ProbeResult> {
     join_all(paths.iter().map(|path| async move {
         let Some((_, port)) = ports.iter().find(|(address, _)| *address == path.destination) else {
-            return silent("the destination does not answer probes at this address");
+            return silent(&"the destination does not answer probes at this address");
         };
         match Asker::open(path, *port, token).await {
             Ok(asker) => asker.probe(path.mtu).await,
-            Err(cause) => silent(cause),
+            Err(cause) => silent(&cause),
         }
     }))
     .await
 }
 
-fn silent(why: impl ToString) -> ProbeResult {
+fn silent(why: &impl ToString) -> ProbeResult {
     ProbeResult::Silent { why: Some(why.to_string()) }
 }
 

@@ -53,7 +53,7 @@ async fn a_machine_reaches_itself_by_an_address_of_its_own() {
     let interfaces = crate::host::network::interfaces::interfaces().await.unwrap();
     let offers = crate::host::network::allowed::offers(&interfaces, &crate::host::config::Networks::Any);
     let Some(own) = offers.into_iter().find(|offer| !offer.loopback) else { return };
-    let paths = crate::host::network::pairs::pair(&[own.clone()], &[own.clone()]);
+    let paths = crate::host::network::pairs::pair(std::slice::from_ref(&own), std::slice::from_ref(&own));
     assert_eq!(paths.len(), 1);
     let service = EchoService::start(&[own], (0, 0), TOKEN);
     assert!(carries(&probe(&paths, service.ports(), TOKEN).await[0]).0);

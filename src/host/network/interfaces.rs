@@ -137,6 +137,24 @@ mod tests {
     }
 
     #[test]
+    fn an_address_that_cannot_be_bound_is_left_out() {
+        let with = |address: &str, flags| {
+            let mut message = AddressMessage::default();
+            message.header.prefix_len = 64;
+            message.header.flags = flags;
+            message.attributes.push(AddressAttribute::Address(address.parse().unwrap()));
+            usable(&message)
+        };
+        let permanent = AddressHeaderFlags::Permanent;
+        assert_eq!(with("fd00::1", permanent), Some("fd00::1/64".parse().unwrap()));
+        assert_eq!(with("fe80::1", permanent), None);
+        for flag in [AddressHeaderFlags::Tentative, AddressHeaderFlags::Dadfailed] {
+            assert_eq!(with("fd00::1", permanent | flag), None);
+        }
+        assert_eq!(with("10.0.0.1", permanent), None, "IPv4 has no prefix of 64");
+    }
+
+    #[test]
     fn a_speed_is_what_the_driver_says_or_nothing() {
         let sys = tempfile::tempdir().unwrap();
         let with = |text: &str| {

@@ -20,6 +20,8 @@ impl Lab {
         for name in names {
             run(&format!("netns add {}", lab.full(name)));
             lab.ip(name, "link set lo up");
+            // Otherwise a fresh link carries IPv6 only when the kernel has asked for two seconds whether its address is free.
+            lab.set(name, "ipv6/conf/default/accept_dad", "0");
         }
         lab
     }
@@ -31,6 +33,11 @@ impl Lab {
     /// `ip` in one of them.
     pub(crate) fn ip(&self, name: &str, arguments: &str) {
         run(&format!("-n {} {arguments}", self.full(name)));
+    }
+
+    /// Writes a setting below `/proc/sys/net` of one of them.
+    pub(crate) fn set(&self, name: &str, setting: &str, value: &str) {
+        self.run(name, async || std::fs::write(format!("/proc/sys/net/{setting}"), value).unwrap());
     }
 
     /// Joins two of them by a link whose ends, given by namespace and interface, have this MTU and are up.

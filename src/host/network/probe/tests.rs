@@ -139,27 +139,7 @@ fn a_link_that_carries_less_than_its_ends_say_is_found_out() {
     lab.ip("a", "address add fd01::1/64 dev eth1 nodad");
     lab.ip("b", "address add fd01::2/64 dev eth1 nodad");
 
-    let service = |mtu| [offer("eth1", "10.1.0.2", mtu), offer("eth1", "fd01::2", mtu)];
-    let ask = |mtu| {
-        let (ports_out, ports_in) = std::sync::mpsc::channel();
-        let done = &AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                lab.run("b", async move || {
-                    let service = EchoService::start(&service(mtu), (0, 0), TOKEN);
-                    ports_out.send(service.ports().to_vec()).unwrap();
-                    while !done.load(Ordering::Relaxed) {
-                        tokio::time::sleep(Duration::from_millis(10)).await;
-                    }
-                });
-            });
-            let ports = ports_in.recv().unwrap();
-            let paths = [path("eth1", "10.1.0.1", "10.1.0.2", mtu), path("eth1", "fd01::1", "fd01::2", mtu)];
-            let results = lab.run("a", async || probe(&paths, &ports, TOKEN).await);
-            done.store(true, Ordering::Relaxed);
-            results.iter().map(carries).collect::<Vec<_>>()
-        })
-    };
+    let ask = |mtu| ask(&lab, [("10.1.0.1", "10.1.0.2"), ("fd01::1", "fd01::2")], mtu);
     for (mtu_ok, largest) in ask(9000) {
         assert!(!mtu_ok);
         // The kernel lets a tag of four bytes pass beyond a port's MTU (is_skb_forwardable).
@@ -170,6 +150,57 @@ fn a_link_that_carries_less_than_its_ends_say_is_found_out() {
         lab.ip("s", &format!("link set {port} mtu 9000"));
     }
     assert_eq!(ask(9000), [(true, 9000); 2]);
+}
+
+#[test]
+fn a_router_does_not_hide_a_small_link_by_cutting_packets() {
+    if !require(&[Need::Netns]) {
+        return;
+    }
+    let lab = Lab::new(&["a", "r", "b"]);
+    lab.join(("a", "eth1"), ("r", "r1"), 9000);
+    lab.join(("b", "eth1"), ("r", "r2"), 9000);
+    lab.ip("r", "link set r2 mtu 1500");
+    for (name, interface, number) in [("a", "r1", 1), ("b", "r2", 2)] {
+        lab.ip(name, &format!("address add 10.{number}.0.1/24 dev eth1"));
+        lab.ip(name, &format!("address add fd0{number}::1/64 dev eth1 nodad"));
+        lab.ip("r", &format!("address add 10.{number}.0.254/24 dev {interface}"));
+        lab.ip("r", &format!("address add fd0{number}::254/64 dev {interface} nodad"));
+        lab.ip(name, &format!("route add default via 10.{number}.0.254"));
+        lab.ip(name, &format!("-6 route add default via fd0{number}::254"));
+    }
+    lab.set("r", "ipv4/ip_forward", "1");
+    lab.set("r", "ipv6/conf/all/forwarding", "1");
+    let routes = [("10.1.0.1", "10.2.0.1"), ("fd01::1", "fd02::1")];
+    // Twice: what the kernel learns from the first time does not answer for the path the second time.
+    for _ in 0..2 {
+        assert_eq!(ask(&lab, routes, 9000), [(false, 1500); 2]);
+    }
+    lab.ip("r", "link set r2 mtu 9000");
+    assert_eq!(ask(&lab, routes, 9000), [(true, 9000); 2]);
+}
+
+/// Probes paths from eth1 in `a` to eth1 in `b`.
+fn ask(lab: &Lab, paths: [(&str, &str); 2], mtu: u32) -> Vec<(bool, u32)> {
+    let (ports_out, ports_in) = std::sync::mpsc::channel();
+    let done = &AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            lab.run("b", async move || {
+                let offers = paths.map(|(_, destination)| offer("eth1", destination, mtu));
+                let service = EchoService::start(&offers, (0, 0), TOKEN);
+                ports_out.send(service.ports().to_vec()).unwrap();
+                while !done.load(Ordering::Relaxed) {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+        });
+        let ports = ports_in.recv().unwrap();
+        let paths = paths.map(|(source, destination)| path("eth1", source, destination, mtu));
+        let results = lab.run("a", async || probe(&paths, &ports, TOKEN).await);
+        done.store(true, Ordering::Relaxed);
+        results.iter().map(carries).collect()
+    })
 }
 
 /// What the search finds on a path that carries so much.

@@ -114,6 +114,25 @@ pub const MAX_CONFIG_BYTES: usize = 1 << 20;
 /// The largest CPU and device state, in bytes. A vCPU's is below 32 KiB (xsave with AMX tiles is the largest part).
 pub const MAX_STATE_BYTES: usize = 64 << 20;
 
+/// The version of what the adapters here say of a guest, configuration and state alike: what this program writes.
+pub const STATE_VERSION: u32 = 1;
+/// The oldest version that they read.
+pub const OLDEST_STATE_VERSION: u32 = 1;
+
+/// Why a guest that was started elsewhere cannot run on this host's processor.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessorError {
+    /// What is said of the guest cannot be understood or believed.
+    #[error(transparent)]
+    Config(GuestError),
+    /// This host's processor cannot be asked.
+    #[error(transparent)]
+    Host(GuestError),
+    /// It is of another vendor, or lacks features, each of them named.
+    #[error(transparent)]
+    Unfit(GuestError),
+}
+
 /// Why a guest could not do what was asked: the operation in words, and the cause.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}")]

@@ -2,9 +2,9 @@
 
 use crate::dirty::TrackerKind;
 use crate::engine::destination::Setup;
-use crate::guest::GuestError;
 use crate::guest::process::{Fill, ProcessConfig, ProcessGuest};
 use crate::guest::program::{ProgramConfig, SelfChecking};
+use crate::guest::{GuestError, ProcessorError};
 use crate::host::demo_options::GuestKind;
 use crate::host::holder::protocol::GuestSpec;
 use crate::memory::{Backing, HugePages};
@@ -45,11 +45,27 @@ pub fn skeleton(setup: &Setup, tracker: Option<TrackerKind>) -> Result<AnyGuest,
     match setup.guest.as_str() {
         "kvm" => skeleton_kvm(setup, tracker),
         "process" => Ok(Box::new(ProcessGuest::skeleton(&setup.config, HugePages::No)?)),
-        other => Err(GuestError::new(format!(
-            "this host has no adapter for guests of kind {other:?}; it has {}",
-            if cfg!(feature = "kvm") { "kvm and process" } else { "process" }
-        ))),
+        other => Err(no_adapter(other)),
     }
+}
+
+/// Whether a guest of another host, with this configuration, can run on this host's processor.
+///
+/// # Errors
+/// [`ProcessorError`] naming what stands in the way.
+pub fn check_processor(kind: &str, config: &[u8]) -> Result<(), ProcessorError> {
+    match kind {
+        "kvm" => check_kvm_processor(config),
+        "process" => Ok(()),
+        other => Err(ProcessorError::Config(no_adapter(other))),
+    }
+}
+
+fn no_adapter(kind: &str) -> GuestError {
+    GuestError::new(format!(
+        "this host has no adapter for guests of kind {kind:?}; it has {}",
+        if cfg!(feature = "kvm") { "kvm and process" } else { "process" }
+    ))
 }
 
 /// Which tracker suits a guest best.
@@ -86,6 +102,14 @@ fn skeleton_kvm(setup: &Setup, tracker: Option<TrackerKind>) -> Result<AnyGuest,
     use crate::guest::kvm::KvmGuest;
     let tracker = tracker.unwrap_or(best_tracker(GuestKind::Kvm));
     Ok(Box::new(KvmGuest::skeleton(&setup.config, HugePages::No, tracker)?))
+}
+
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+use crate::guest::kvm::check_processor as check_kvm_processor;
+
+#[cfg(not(all(feature = "kvm", target_arch = "x86_64")))]
+fn check_kvm_processor(_config: &[u8]) -> Result<(), ProcessorError> {
+    Err(ProcessorError::Host(GuestError::new("this build has no KVM support")))
 }
 
 #[cfg(not(all(feature = "kvm", target_arch = "x86_64")))]

@@ -33,6 +33,8 @@ pub use path::Path;
 pub use report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 pub use source::{SourceOptions, SourceSession};
 
+pub use crate::wire::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+
 /// Starts a named thread.
 fn spawn(
     name: &str,

@@ -10,7 +10,7 @@ use crate::layout::{MAX_REGIONS, RamLayout, RamRegion};
 use crate::units::{Bytes, GuestAddress};
 
 /// The only version so far. One that differs is refused, since a field unknown here would be a device left out.
-const VERSION: u32 = 1;
+const VERSION: u32 = crate::guest::STATE_VERSION;
 /// Every field at its largest (80 CPUID leaves of 40 bytes, 64 regions of 24) and as much again.
 const MOST_BYTES: usize = 16 << 10;
 /// What a PC's first region has at least: descriptor tables, page tables and something to work with.

@@ -21,7 +21,7 @@ use devices::Devices;
 use machine::Machine;
 
 use super::program::{ProgramConfig, SelfChecking, SelfReport};
-use super::{Guest, GuestError};
+use super::{Guest, GuestError, ProcessorError};
 use crate::dirty::{DirtyTracker, TrackerKind};
 use crate::layout::{LayoutError, RamLayout, RamRegion};
 use crate::memory::{Backing, GuestMemory, HugePages};
@@ -60,6 +60,16 @@ pub fn pc_layout(bytes: u64) -> Result<RamLayout, LayoutError> {
         regions.push(RamRegion { start: GuestAddress(4 << 30), bytes: bytes - LOW });
     }
     RamLayout::new(regions)
+}
+
+/// Whether the guest that [`Guest::config`] of another host describes can run on this host's processor, without making it.
+///
+/// # Errors
+/// [`ProcessorError`] naming the other vendor, or every feature that is missing.
+pub fn check_processor(config: &[u8]) -> Result<(), ProcessorError> {
+    let config = MachineConfig::decode(config).map_err(ProcessorError::Config)?;
+    let here = machine::open_kvm().and_then(|kvm| cpuid::supported(&kvm)).map_err(ProcessorError::Host)?;
+    cpuid::compare(&config.cpuid, &here).map_err(ProcessorError::Unfit)
 }
 
 /// A virtual machine in this process, and the guest in it. Dropping it ends the guest.

@@ -16,7 +16,7 @@ use crate::guest::GuestError;
 use crate::sys::kvm::{Vcpu, VirtualMachine};
 
 /// The only version so far.
-const VERSION: u32 = 1;
+const VERSION: u32 = crate::guest::STATE_VERSION;
 /// A vCPU's parts are below 32 KiB together, the machine's below 4 KiB; twice that is refused before it is decoded.
 const MOST_BYTES_PER_VCPU: usize = 64 << 10;
 /// More than the kernel has in its list (some 200).

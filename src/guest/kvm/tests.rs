@@ -289,3 +289,20 @@ fn a_guest_that_takes_an_exception_says_so() {
     assert!(guest.save_state().unwrap_err().to_string().contains("exception"));
     assert!(guest.resume().unwrap_err().to_string().contains("exception"));
 }
+
+#[test]
+fn the_processor_of_a_guest_is_compared_without_making_it() {
+    if !require(&[Need::Kvm]) {
+        return;
+    }
+    let kvm = machine::open_kvm().unwrap();
+    let mut config = MachineConfig::of(&config(Program::Idle, 1), cpuid::supported(&kvm).unwrap()).unwrap();
+    check_processor(&config.encode()).unwrap();
+
+    // A bit that no processor has: "CPUID 0x1.0 Ecx bit 16" is reserved.
+    let leaf = config.cpuid.iter_mut().find(|leaf| leaf.function == 1).unwrap();
+    leaf.ecx |= 1 << 16;
+    let unfit = check_processor(&config.encode()).unwrap_err();
+    assert!(matches!(unfit, ProcessorError::Unfit(_)) && unfit.to_string().contains("Ecx bit 16"), "{unfit}");
+    assert!(matches!(check_processor(b"no configuration"), Err(ProcessorError::Config(_))));
+}

@@ -15,7 +15,7 @@ use crate::memory::{Backing, HugePages};
 pub const MAX_THREADS: u32 = 4;
 
 /// Of both messages: a guest of another version is refused.
-const VERSION: u32 = 1;
+const VERSION: u32 = crate::guest::STATE_VERSION;
 /// Both messages are a few numbers, four times at most: below 100 bytes each. Longer ones are none of ours.
 const MAX_MESSAGE_BYTES: usize = 4096;
 /// No counter of a real guest comes near it (2,000 years of a write every 15 ns), so that none wraps after it was loaded.

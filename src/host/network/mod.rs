@@ -1,5 +1,14 @@
 //! The host's interfaces: which of them migrations may use, and by which pairs of them two hosts reach each other.
 
+pub mod allowed;
+pub mod interfaces;
+#[cfg(test)]
+pub(crate) mod lab;
+mod netlink;
+pub mod pairs;
+pub mod probe;
+
+use std::io;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -46,4 +55,21 @@ pub struct Offer {
     /// Whether it leads only to the host itself.
     #[serde(default)]
     pub loopback: bool,
+}
+
+/// Why the kernel did not tell of its network.
+#[derive(Debug, thiserror::Error)]
+pub enum NetworkError {
+    /// No connection to the kernel.
+    #[error("asking the kernel for its network: a netlink socket cannot be opened")]
+    Open(#[source] io::Error),
+    /// A question was refused or the answer cannot be read.
+    #[error("asking the kernel for its {what} (rtnetlink)")]
+    Ask {
+        /// What was asked for.
+        what: &'static str,
+        /// What it answered.
+        #[source]
+        cause: io::Error,
+    },
 }

@@ -1,5 +1,8 @@
 //! The checks before anything moves: what a host knows of itself, and what follows from both hosts' facts.
 
+pub mod checks;
+pub mod facts;
+
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 

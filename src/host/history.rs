@@ -9,7 +9,7 @@ use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::host::api::migration::{Direction, Migration};
+use crate::host::api::migration::Migration;
 
 /// How many records are kept. One takes some kilobytes, and 100 bytes for every second that the migration took.
 const KEPT: usize = 1000;
@@ -107,7 +107,7 @@ impl History {
         if migration.id.len() != ID_DIGITS || !migration.id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(HistoryError::NotAnId(migration.id.clone()));
         }
-        let name = format!("{}-{}", migration.id.to_ascii_lowercase(), direction_name(migration.direction));
+        let name = format!("{}-{}", migration.id.to_ascii_lowercase(), migration.direction.name());
         // Held while the file is written: two writers of one record would share its temporary name.
         let mut known = self.known();
         let path = self.path(&name);
@@ -169,13 +169,6 @@ impl History {
     }
 }
 
-fn direction_name(direction: Direction) -> &'static str {
-    match direction {
-        Direction::Outgoing => "outgoing",
-        Direction::Incoming => "incoming",
-    }
-}
-
 /// When it was over; one that never was counts from when it was asked for.
 fn ended(migration: &Migration) -> f64 {
     migration.ended_at.unwrap_or(migration.requested_at)
@@ -221,6 +214,7 @@ fn read_or_warn(path: &Path) -> Option<Migration> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::api::migration::Direction;
     use crate::host::view::sample;
 
     fn history() -> (tempfile::TempDir, History) {

@@ -12,6 +12,7 @@ pub mod guests;
 pub mod history;
 pub mod holder;
 pub mod logging;
+pub mod metrics;
 pub mod network;
 pub mod preflight;
 pub mod progress;

@@ -18,5 +18,6 @@ pub mod preflight;
 pub mod progress;
 pub mod quantity;
 pub mod report;
+pub mod report_page;
 pub mod supervise;
 pub mod view;

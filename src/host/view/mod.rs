@@ -17,6 +17,7 @@ mod watch;
 pub(in crate::host) mod words;
 
 pub use checks::check_text;
+pub(in crate::host) use checks::speed;
 pub use lists::{guest_table, history_table, status_table};
 pub use progress::progress_line;
 pub use result::result_text;

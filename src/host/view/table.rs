@@ -81,7 +81,7 @@ pub(in crate::host) fn per_second(bytes: u64, seconds: f64) -> String {
 }
 
 /// A size with three digits, for a line that changes: `112 MiB`, `1.21 GiB`.
-pub(super) fn three_digits(bytes: u64) -> String {
+pub(in crate::host) fn three_digits(bytes: u64) -> String {
     const PREFIXES: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
     if bytes < 1000 {
         return format!("{bytes} B");

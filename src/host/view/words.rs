@@ -1,6 +1,6 @@
 //! The sentences about a migration that the account in the terminal and the report page share.
 
-use super::table::{moment, per_second, seconds};
+use super::table::{moment, seconds};
 use crate::host::api::check::PathInfo;
 use crate::host::api::migration::{Direction, Migration, MigrationState};
 use crate::units::Bytes;
@@ -169,7 +169,7 @@ fn total(migration: &Migration) -> Option<String> {
     Some(match carried(migration) {
         0 => seconds(total),
         bytes => {
-            let rate = average(migration).map(|rate| format!(", {rate}")).unwrap_or_default();
+            let rate = average(migration).map(|rate| format!(", {}/s", Bytes(rate))).unwrap_or_default();
             format!("{}, {} over the network{rate}", seconds(total), Bytes(bytes))
         }
     })
@@ -184,9 +184,9 @@ pub(in crate::host) fn carried(migration: &Migration) -> u64 {
 }
 
 /// What crossed the network a second, while there was something to send.
-pub(in crate::host) fn average(migration: &Migration) -> Option<String> {
+pub(in crate::host) fn average(migration: &Migration) -> Option<u64> {
     let moving: f64 = migration.rounds.iter().map(|round| round.seconds).sum();
-    (moving > 0.0).then(|| per_second(carried(migration), moving))
+    (moving > 0.0).then(|| (carried(migration) as f64 / moving) as u64)
 }
 
 fn sum(values: impl Iterator<Item = u64>) -> u64 {

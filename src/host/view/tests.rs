@@ -202,3 +202,40 @@ fn quantities_are_shown_with_their_unit() {
         assert_eq!((moment(nonsense), time_of_day(nonsense)), ("unknown".to_owned(), "unknown".to_owned()));
     }
 }
+
+/// The fields that a part of docs/json-migration.md tells of.
+fn documented(heading: &str) -> Vec<String> {
+    let document = include_str!("../../../docs/json-migration.md");
+    let (_, part) = document.split_once(&format!("{heading}\n")).unwrap();
+    let part = part.split("\n#").next().unwrap();
+    let field = |line: &str| Some(line.strip_prefix("| `")?.split_once('`')?.0.to_owned());
+    let mut fields: Vec<String> = part.lines().filter_map(field).collect();
+    fields.sort();
+    fields
+}
+
+#[test]
+fn every_field_of_the_json_is_documented_and_every_documented_one_is_there() {
+    let migration = serde_json::to_value(sample::completed()).unwrap();
+    let running = serde_json::to_value(sample::running()).unwrap();
+    let guests = serde_json::to_value(sample::guests()).unwrap();
+    let checks = serde_json::to_value(sample::failing_checks()).unwrap();
+    for (heading, object) in [
+        ("## Migration", &migration),
+        ("### Progress", &running["progress"]),
+        ("### Link", &running["progress"]["links"][0]),
+        ("### Round", &migration["rounds"][0]),
+        ("### Channel", &migration["channels"][0]),
+        ("### Sample", &migration["samples"][0]),
+        ("### Part of the downtime", &migration["downtime_parts"][0]),
+        ("### Line of the log", &migration["log"][0]),
+        ("## Guest", &guests[0]),
+        ("## Checks", &checks),
+        ("### Check", &checks["checks"][0]),
+        ("### Path", &checks["paths"][0]),
+    ] {
+        let mut fields: Vec<String> = object.as_object().unwrap().keys().cloned().collect();
+        fields.sort();
+        assert_eq!(fields, documented(heading), "{heading}");
+    }
+}

@@ -42,7 +42,7 @@ fn draw_rounds(rounds: &[RoundInfo]) -> Result<String, PlotError> {
     let x = -0.5..rounds.len() as f64 - 0.5;
     svg(HEIGHT, |area| {
         let mut builder = ChartBuilder::on(area);
-        builder.margin(8).margin_top(16).margin_right(16).x_label_area_size(44).y_label_area_size(76);
+        builder.margin(8).margin_top(16).margin_right(32).x_label_area_size(44).y_label_area_size(76);
         // The two kinds of axis are two types, so what is drawn on them is a macro.
         macro_rules! draw {
             ($y:expr, $floor:expr, $name:expr) => {{
@@ -121,7 +121,7 @@ fn draw_rates(samples: &[&Sample], names: &[&str]) -> Result<String, PlotError> 
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_top(16)
-            .margin_right(16)
+            .margin_right(32)
             .x_label_area_size(44)
             .y_label_area_size(76)
             .build_cartesian_2d(span(samples), 0.0..largest / worth)?;
@@ -181,7 +181,7 @@ fn draw_remaining(samples: &[&Sample]) -> Result<String, PlotError> {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
             .margin_top(16)
-            .margin_right(16)
+            .margin_right(32)
             .x_label_area_size(44)
             .y_label_area_size(76)
             .build_cartesian_2d(span(samples), 0.0..largest / worth)?;
@@ -249,7 +249,7 @@ fn draw_downtime(parts: &[(usize, String, f64)], whole: f64, limit: f64) -> Resu
     svg(132, |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(8)
-            .margin_right(16)
+            .margin_right(32)
             .x_label_area_size(44)
             .build_cartesian_2d(0.0..largest / worth, 0.0..1.0)?;
         chart

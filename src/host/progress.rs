@@ -4,7 +4,7 @@ use std::fmt;
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::units::{Bytes, RoundId};
 
@@ -79,15 +79,25 @@ impl Progress {
         if json && !verbose {
             Self(Show::Nothing)
         } else if !json && io::stderr().is_terminal() {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
-            // The clock on the line goes on also while nothing is told: a person sees that it is alive.
-            bar.enable_steady_tick(Duration::from_millis(200));
-            let style = ProgressStyle::with_template("{spinner} {elapsed} {wide_msg}");
-            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
-            Self(Show::Bar(bar))
+            Self::bar(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()))
         } else {
             Self::lines(io::stderr())
         }
+    }
+
+    /// One of several lines that change.
+    #[must_use]
+    pub fn among(several: &MultiProgress) -> Self {
+        Self::bar(several.add(ProgressBar::no_length()))
+    }
+
+    fn bar(bar: ProgressBar) -> Self {
+        // The clock on the line goes on also while nothing is told: a person sees that it is alive.
+        bar.enable_steady_tick(Duration::from_millis(200));
+        // A line that is too long for the terminal goes on in the next, since what matters most may stand at its end.
+        let style = ProgressStyle::with_template("{spinner} {elapsed} {msg}");
+        bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+        Self(Show::Bar(bar))
     }
 
     /// Plain lines into `out`.
@@ -98,12 +108,17 @@ impl Progress {
 
     /// Shows where it stands. Cheap; may be called as often as there is news.
     pub fn update(&mut self, state: &ProgressState) {
+        self.show(&state.phase, state.to_string());
+    }
+
+    /// Shows a line; plain lines come once a second, and when the phase is another.
+    pub fn show(&mut self, phase: &str, line: String) {
         match &mut self.0 {
             Show::Bar(bar) => {
-                bar.set_message(state.to_string());
+                bar.set_message(line);
                 bar.tick();
             }
-            Show::Lines(lines) => lines.update(state, Instant::now()),
+            Show::Lines(lines) => lines.show(phase, &line, Instant::now()),
             Show::Nothing => {}
         }
     }
@@ -123,14 +138,15 @@ struct Lines<W> {
 }
 
 impl<W: Write> Lines<W> {
-    fn update(&mut self, state: &ProgressState, now: Instant) {
-        let due = self.last.as_ref().is_none_or(|(at, phase)| {
-            *phase != state.phase || now.saturating_duration_since(*at) >= PLAIN_INTERVAL
-        });
+    fn show(&mut self, phase: &str, line: &str, now: Instant) {
+        let due = self
+            .last
+            .as_ref()
+            .is_none_or(|(at, last)| last != phase || now.saturating_duration_since(*at) >= PLAIN_INTERVAL);
         if due {
             // Nobody reads it any more: not the migration's concern.
-            let _ = writeln!(self.out, "{state}");
-            self.last = Some((now, state.phase.clone()));
+            let _ = writeln!(self.out, "{line}");
+            self.last = Some((now, phase.to_owned()));
         }
     }
 }
@@ -168,11 +184,11 @@ mod tests {
         let start = Instant::now();
         let mut lines = Lines { out: Vec::new(), last: None };
         for milliseconds in 0..2500 {
-            lines.update(&precopy(), start + Duration::from_millis(milliseconds));
+            let state = precopy();
+            lines.show(&state.phase, &state.to_string(), start + Duration::from_millis(milliseconds));
         }
-        let switchover = ProgressState { phase: "switchover".to_owned(), ..ProgressState::default() };
-        lines.update(&switchover, start + Duration::from_millis(2501));
-        lines.update(&switchover, start + Duration::from_millis(2502));
+        lines.show("switchover", "switchover", start + Duration::from_millis(2501));
+        lines.show("switchover", "switchover", start + Duration::from_millis(2502));
         let text = String::from_utf8(lines.out).unwrap();
         let phases: Vec<&str> = text.lines().map(|line| line.split(',').next().unwrap()).collect();
         assert_eq!(phases, ["pre-copy", "pre-copy", "pre-copy", "switchover"]);

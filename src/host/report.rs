@@ -7,6 +7,8 @@ mod text;
 use serde::{Serialize, Serializer};
 
 use crate::dirty::TrackerKind;
+use crate::host::api::migration::ChannelInfo;
+pub use crate::host::api::migration::RoundInfo as RoundReport;
 use crate::host::demo_options::GuestKind;
 use crate::host::exit::Exit;
 use crate::session::mode::TransferMode;
@@ -46,19 +48,16 @@ pub struct ChannelReport {
     pub bytes: u64,
 }
 
-/// One pre-copy round, or the last one with the guest paused.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct RoundReport {
-    /// Pages that were placed at the destination, zero pages included.
-    pub pages: u64,
-    /// What those pages hold, in bytes.
-    pub bytes: u64,
-    /// What crossed the network for them, in bytes.
-    pub wire_bytes: u64,
-    /// From the round's first page to its barrier.
-    pub seconds: f64,
-    /// Pages that the guest wrote meanwhile: what the next round owes.
-    pub dirtied: u64,
+impl ChannelReport {
+    fn info(&self) -> ChannelInfo {
+        ChannelInfo {
+            local: self.local.clone(),
+            remote: self.remote.clone(),
+            interface: self.interface.clone(),
+            bytes: self.bytes,
+            lost: false,
+        }
+    }
 }
 
 /// Everything that is told at the end. What is not known, because the migration did not get that far, is `None`.

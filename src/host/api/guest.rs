@@ -56,6 +56,21 @@ pub enum GuestState {
     Lost,
 }
 
+impl GuestState {
+    /// The word for it in JSON and on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Moving => "moving",
+            Self::Arriving => "arriving",
+            Self::InDoubt => "in_doubt",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// A guest of this host.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct GuestInfo {

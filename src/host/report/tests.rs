@@ -1,6 +1,5 @@
 //! The report in both its forms.
 
-use super::text::seconds;
 use super::*;
 
 fn sample() -> Report {
@@ -127,21 +126,4 @@ fn a_downtime_over_its_limit_stands_out() {
     assert!(text.contains("412 ms, OVER the limit of 300 ms"), "{text}");
     let text = Report { downtime_seconds: None, ..sample() }.to_string();
     assert!(text.contains("7.10 ms as the hosts saw it, within the limit"), "{text}");
-}
-
-#[test]
-fn durations_are_shown_with_their_unit() {
-    for (value, text) in [
-        (0.0, "0 us"),
-        (-1.0, "0 us"),
-        (f64::NAN, "0 us"),
-        (0.000_012, "12 us"),
-        (0.000_999_9, "1.00 ms"),
-        (0.009_999, "10.0 ms"),
-        (0.112_4, "112 ms"),
-        (0.999_9, "1.00 s"),
-        (61.0, "61.00 s"),
-    ] {
-        assert_eq!(seconds(value), text);
-    }
 }

@@ -1,33 +1,30 @@
 //! The report as a page for someone who has never seen the tool: how it went first, figures below.
 
 use std::fmt;
-use std::time::Duration;
 
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::Table;
 
-use super::{GuestCheck, Report, ReportedOutcome};
+use super::{ChannelReport, GuestCheck, Report, ReportedOutcome};
+use crate::host::api::migration::ChannelInfo;
 use crate::host::demo_options::GuestKind;
-use crate::units::{Bytes, PAGE_SIZE};
+use crate::host::view::table::{self, indented, seconds};
+use crate::units::Bytes;
 
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{}\n", self.headline())?;
-        let mut facts = table(&[]);
-        for (name, value) in self.facts() {
-            facts.add_row([name, &value]);
-        }
-        writeln!(f, "{}", trimmed(&facts))?;
+        writeln!(f, "{}", indented(&table::facts(&self.facts())))?;
         if !self.rounds.is_empty() {
             let paused = match self.outcome {
                 ReportedOutcome::RolledBack => "",
                 ReportedOutcome::Completed | ReportedOutcome::InDoubt => "; the guest is paused in the last",
             };
             writeln!(f, "\nRounds (each sends what the guest wrote during the one before{paused})")?;
-            writeln!(f, "{}", trimmed(&self.rounds_table()))?;
+            writeln!(f, "{}", indented(&table::rounds(&self.rounds)))?;
         }
         if !self.channels.is_empty() {
             writeln!(f, "\nChannels")?;
-            writeln!(f, "{}", trimmed(&self.channels_table()))?;
+            writeln!(f, "{}", indented(&self.channels_table()))?;
         }
         if !self.warnings.is_empty() {
             writeln!(f, "\nWarnings")?;
@@ -162,66 +159,8 @@ impl Report {
         }
     }
 
-    fn rounds_table(&self) -> Table {
-        let mut rounds = table(&["Round", "Sent", "Over the network", "Took", "Rate", "Written meanwhile"]);
-        for (index, round) in self.rounds.iter().enumerate() {
-            let rate = if round.seconds > 0.0 { round.bytes as f64 / round.seconds } else { 0.0 };
-            rounds.add_row([
-                index.to_string(),
-                Bytes(round.bytes).to_string(),
-                Bytes(round.wire_bytes).to_string(),
-                seconds(round.seconds),
-                format!("{}/s", Bytes(rate as u64)),
-                Bytes(round.dirtied.saturating_mul(PAGE_SIZE)).to_string(),
-            ]);
-        }
-        for column in rounds.column_iter_mut() {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-        rounds
-    }
-
     fn channels_table(&self) -> Table {
-        let mut channels = table(&["From", "To", "Interface", "Carried"]);
-        for channel in &self.channels {
-            channels.add_row([
-                channel.local.clone(),
-                channel.remote.clone(),
-                channel.interface.clone().unwrap_or_else(|| "unknown".to_owned()),
-                Bytes(channel.bytes).to_string(),
-            ]);
-        }
-        channels
-    }
-}
-
-/// A table without lines: a header where there is one, and columns.
-fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_style(presets::NOTHING);
-    if !header.is_empty() {
-        table.set_header(header.iter().copied());
-    }
-    table
-}
-
-/// Lines without the blanks that fill the last column.
-fn trimmed(table: &Table) -> String {
-    table.to_string().lines().map(|line| format!(" {}", line.trim_end())).collect::<Vec<_>>().join("\n")
-}
-
-/// A duration with three digits: `112 ms`, `3.21 s`.
-pub(super) fn seconds(seconds: f64) -> String {
-    let seconds = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or(Duration::MAX).as_secs_f64();
-    if seconds < 0.000_999_5 {
-        format!("{:.0} us", seconds * 1e6)
-    } else if seconds < 0.009_995 {
-        format!("{:.2} ms", seconds * 1e3)
-    } else if seconds < 0.099_95 {
-        format!("{:.1} ms", seconds * 1e3)
-    } else if seconds < 0.999_5 {
-        format!("{:.0} ms", seconds * 1e3)
-    } else {
-        format!("{seconds:.2} s")
+        let shown: Vec<ChannelInfo> = self.channels.iter().map(ChannelReport::info).collect();
+        table::channels(shown.iter())
     }
 }

@@ -69,6 +69,17 @@ pub struct Unfinished {
     pub peers: Peers,
 }
 
+/// What a source wrote down last.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SourceEntry {
+    /// It may have told the destination to run the guest, and does not know what became of it.
+    Committing(Unfinished),
+    /// The destination runs it.
+    Completed,
+    /// The destination never will.
+    RolledBack,
+}
+
 impl Journal {
     /// Opens the journal, and makes its directory where there is none.
     ///
@@ -175,12 +186,28 @@ impl Journal {
             let text = fs::read_to_string(&path)
                 .map_err(|cause| JournalError::Directory { path: path.clone(), cause })?;
             match parse_source(migration, &text) {
-                Some((true, entry)) => unfinished.push(entry),
-                Some((false, _)) => {}
+                Some(SourceEntry::Committing(entry)) => unfinished.push(entry),
+                Some(SourceEntry::Completed | SourceEntry::RolledBack) => {}
                 None => return Err(JournalError::Damaged { path, text }),
             }
         }
         Ok(unfinished)
+    }
+
+    /// How far the source of a migration from here has gone; nothing where it was never committed.
+    ///
+    /// # Errors
+    /// [`JournalError`] when the entry cannot be read.
+    pub fn source_record(&self, migration: MigrationId) -> Result<Option<SourceEntry>, JournalError> {
+        let path = self.directory.join(format!("source-{migration}"));
+        match fs::read_to_string(&path) {
+            Ok(text) => {
+                let entry = parse_source(&migration.to_string(), &text);
+                entry.map(Some).ok_or(JournalError::Damaged { path, text })
+            }
+            Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(JournalError::Directory { path, cause }),
+        }
     }
 
     fn token_path(&self, token: Token) -> PathBuf {
@@ -243,8 +270,7 @@ fn parse_peer(text: &str) -> Option<Path> {
     Some(path)
 }
 
-/// Whether the entry is unfinished, and the entry.
-fn parse_source(migration: &str, text: &str) -> Option<(bool, Unfinished)> {
+fn parse_source(migration: &str, text: &str) -> Option<SourceEntry> {
     let (mut state, mut token, mut peers) = (None, None, Peers::default());
     for line in text.lines() {
         match line.split_once('=')? {
@@ -255,15 +281,14 @@ fn parse_source(migration: &str, text: &str) -> Option<(bool, Unfinished)> {
             _ => return None,
         }
     }
-    let committing = match state? {
-        "committing" => true,
-        "completed" | "rolled-back" => false,
-        _ => return None,
-    };
-    Some((
-        committing,
-        Unfinished { migration: MigrationId(migration.parse::<Token>().ok()?.0), token: token?, peers },
-    ))
+    let migration = MigrationId(migration.parse::<Token>().ok()?.0);
+    let unfinished = Unfinished { migration, token: token?, peers };
+    match state? {
+        "committing" => Some(SourceEntry::Committing(unfinished)),
+        "completed" => Some(SourceEntry::Completed),
+        "rolled-back" => Some(SourceEntry::RolledBack),
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -324,6 +349,10 @@ mod tests {
         let peers = Peers { paths, name: Some("beta".into()) };
         journal.record_source(MIGRATION, &peers, SourceRecord::Committing(TOKEN)).unwrap();
         let expected = Unfinished { migration: MIGRATION, token: TOKEN, peers: peers.clone() };
+        assert_eq!(
+            journal.source_record(MIGRATION).unwrap(),
+            Some(SourceEntry::Committing(expected.clone()))
+        );
         assert_eq!(journal.unfinished().unwrap(), [expected]);
         for over in [SourceRecord::Completed(TOKEN), SourceRecord::RolledBack(TOKEN)] {
             journal.record_source(MIGRATION, &peers, over).unwrap();

@@ -17,6 +17,7 @@ use crate::host::holder::protocol::{
 use crate::host::progress::{Progress, ProgressState};
 use crate::host::report::Report;
 use crate::host::supervise::{HolderProcess, SuperviseError};
+use crate::memory::HugePages;
 use crate::units::Bytes;
 use account::Account;
 
@@ -165,6 +166,7 @@ fn guest_spec(options: &DemoOptions, kind: GuestKind) -> GuestSpec {
         dirty_bytes_per_second: options.dirty_bytes_per_second,
         seed: options.seed,
         tracker: options.dirty_tracker.unwrap_or(guests::best_tracker(kind)),
+        huge_pages: HugePages::No,
     }
 }
 

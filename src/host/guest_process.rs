@@ -64,9 +64,8 @@ pub struct GuestProcess {
 struct Shared {
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Event>>>,
-    events: broadcast::Sender<Event>,
-    /// Taken away when the connection is over.
-    alive: Mutex<Option<()>>,
+    /// Taken away when the connection is over, which ends those who listen.
+    events: Mutex<Option<broadcast::Sender<Event>>>,
 }
 
 impl Shared {
@@ -74,14 +73,21 @@ impl Shared {
         // Each change is one insertion or removal.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn events(&self) -> MutexGuard<'_, Option<broadcast::Sender<Event>>> {
+        self.events.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// A connection to a process that holds a guest, and what it tells from its first word on; closed when it has ended.
+pub type Attached = (GuestProcess, broadcast::Receiver<Event>);
 
 impl GuestProcess {
     /// Starts this program as a process that holds a guest. It outlives this one.
     ///
     /// # Errors
     /// [`GuestProcessError::Start`]; what the process itself says is in its log.
-    pub async fn spawn(options: &SpawnOptions) -> Result<Self, GuestProcessError> {
+    pub async fn spawn(options: &SpawnOptions) -> Result<Attached, GuestProcessError> {
         let failed = |what: String| GuestProcessError::Start(what);
         let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
         let log = std::fs::File::create(&options.log)
@@ -96,7 +102,7 @@ impl GuestProcess {
         let began = Instant::now();
         let attached = loop {
             match Self::attach(&options.socket).await {
-                Ok(process) => break process,
+                Ok(attached) => break attached,
                 Err(error) => {
                     if let Ok(Some(status)) = child.try_wait() {
                         return Err(failed(format!(
@@ -122,7 +128,7 @@ impl GuestProcess {
     ///
     /// # Errors
     /// [`GuestProcessError`] when nobody answers there.
-    pub async fn attach(socket: &Path) -> Result<Self, GuestProcessError> {
+    pub async fn attach(socket: &Path) -> Result<Attached, GuestProcessError> {
         let stream = UnixStream::connect(socket).await.map_err(|_| GuestProcessError::Ended)?;
         let (reader, writer) = stream.into_split();
         let mut lines = BufReader::new(reader);
@@ -137,14 +143,14 @@ impl GuestProcess {
             let what = format!("{} is no guest's socket: {line:?}", socket.display());
             return Err(GuestProcessError::Start(what));
         };
+        let (events, heard) = broadcast::channel(EVENTS);
         let shared = Arc::new(Shared {
             next: AtomicU64::new(1),
             waiting: Mutex::default(),
-            events: broadcast::channel(EVENTS).0,
-            alive: Mutex::new(Some(())),
+            events: Mutex::new(Some(events)),
         });
         tokio::spawn(listen(lines, Arc::clone(&shared)));
-        Ok(Self { pid: hello.pid, hello, shared, writer: AsyncMutex::new(writer) })
+        Ok((Self { pid: hello.pid, hello, shared, writer: AsyncMutex::new(writer) }, heard))
     }
 
     /// Its process number.
@@ -159,16 +165,10 @@ impl GuestProcess {
         &self.hello
     }
 
-    /// What it tells from now on; closed when it has ended.
-    #[must_use]
-    pub fn events(&self) -> broadcast::Receiver<Event> {
-        self.shared.events.subscribe()
-    }
-
     /// Whether the connection stands.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.shared.alive.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+        self.shared.events().is_some()
     }
 
     /// Tells it what to do, and waits for the answer.
@@ -216,14 +216,16 @@ async fn listen(mut lines: BufReader<OwnedReadHalf>, shared: Arc<Shared>) {
                 }
             }
             Ok(Told { reply: None, event }) => {
-                let _ = shared.events.send(event);
+                if let Some(events) = &*shared.events() {
+                    let _ = events.send(event);
+                }
             }
             // A newer process may tell what this daemon does not know.
             Err(error) => tracing::debug!("an event of a guest's process is not understood: {error}"),
         }
         line.clear();
     }
-    *shared.alive.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    *shared.events() = None;
     // Dropping their senders answers those who wait.
     shared.waiting().clear();
 }

@@ -28,7 +28,7 @@ pub fn make(spec: &GuestSpec) -> Result<AnyGuest, GuestError> {
         GuestKind::Process => Ok(Box::new(ProcessGuest::new(ProcessConfig {
             bytes: spec.memory_bytes,
             backing: Backing::Memfd,
-            huge: HugePages::No,
+            huge: spec.huge_pages,
             threads: spec.vcpus.into(),
             program,
             fill: Fill::default(),
@@ -41,10 +41,14 @@ pub fn make(spec: &GuestSpec) -> Result<AnyGuest, GuestError> {
 ///
 /// # Errors
 /// [`GuestError`] when the kind is unknown here, or its adapter refuses the configuration.
-pub fn skeleton(setup: &Setup, tracker: Option<TrackerKind>) -> Result<AnyGuest, GuestError> {
+pub fn skeleton(
+    setup: &Setup,
+    tracker: Option<TrackerKind>,
+    huge: HugePages,
+) -> Result<AnyGuest, GuestError> {
     match setup.guest.as_str() {
-        "kvm" => skeleton_kvm(setup, tracker),
-        "process" => Ok(Box::new(ProcessGuest::skeleton(&setup.config, HugePages::No)?)),
+        "kvm" => skeleton_kvm(setup, tracker, huge),
+        "process" => Ok(Box::new(ProcessGuest::skeleton(&setup.config, huge)?)),
         other => Err(no_adapter(other)),
     }
 }
@@ -93,15 +97,19 @@ fn make_kvm(spec: &GuestSpec, program: ProgramConfig) -> Result<AnyGuest, GuestE
     let layout = pc_layout(spec.memory_bytes)
         .map_err(|cause| GuestError::caused(format!("a guest of {} bytes", spec.memory_bytes), cause))?;
     let config =
-        KvmConfig { layout, huge: HugePages::No, vcpus: spec.vcpus.into(), program, tracker: spec.tracker };
+        KvmConfig { layout, huge: spec.huge_pages, vcpus: spec.vcpus.into(), program, tracker: spec.tracker };
     Ok(Box::new(KvmGuest::new(&config)?))
 }
 
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
-fn skeleton_kvm(setup: &Setup, tracker: Option<TrackerKind>) -> Result<AnyGuest, GuestError> {
+fn skeleton_kvm(
+    setup: &Setup,
+    tracker: Option<TrackerKind>,
+    huge: HugePages,
+) -> Result<AnyGuest, GuestError> {
     use crate::guest::kvm::KvmGuest;
     let tracker = tracker.unwrap_or(best_tracker(GuestKind::Kvm));
-    Ok(Box::new(KvmGuest::skeleton(&setup.config, HugePages::No, tracker)?))
+    Ok(Box::new(KvmGuest::skeleton(&setup.config, huge, tracker)?))
 }
 
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
@@ -118,6 +126,10 @@ fn make_kvm(_spec: &GuestSpec, _program: ProgramConfig) -> Result<AnyGuest, Gues
 }
 
 #[cfg(not(all(feature = "kvm", target_arch = "x86_64")))]
-fn skeleton_kvm(_setup: &Setup, _tracker: Option<TrackerKind>) -> Result<AnyGuest, GuestError> {
+fn skeleton_kvm(
+    _setup: &Setup,
+    _tracker: Option<TrackerKind>,
+    _huge: HugePages,
+) -> Result<AnyGuest, GuestError> {
     Err(GuestError::new("this build has no KVM support"))
 }

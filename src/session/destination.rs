@@ -212,12 +212,8 @@ impl DestinationShared {
     /// The source opened a channel and has proved that it knows the secret: answers it, and receives from now on. `false` when it
     /// was refused.
     pub(super) fn attach(self: &Arc<Self>, stream: Stream, id: ChannelId, deadline: Instant) -> bool {
-        let stream = match stream {
-            Stream::Plain(stream) => stream,
-            // The listener refuses them in words.
-            #[cfg(feature = "tls")]
-            Stream::Tls(_) => return false,
-        };
+        // The listener refuses others in words.
+        let Some(stream) = stream.into_plain() else { return false };
         let answer = stream.try_clone().map(Stream::Plain);
         let refuse = |text: &str| {
             tracing::warn!(migration = %self.migration, channel = %id, text, "data channel refused");

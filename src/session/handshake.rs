@@ -42,11 +42,7 @@ pub(super) fn dial_plain(
     preamble: &Preamble,
     timeout: Duration,
 ) -> Result<TcpStream, SessionError> {
-    match dial(path, preamble, &PeerTrust::default(), timeout)?.0 {
-        Stream::Plain(socket) => Ok(socket),
-        #[cfg(feature = "tls")]
-        Stream::Tls(_) => Err(SessionError::Ended),
-    }
+    dial(path, preamble, &PeerTrust::default(), timeout)?.0.into_plain().ok_or(SessionError::Ended)
 }
 
 #[cfg(feature = "tls")]

@@ -92,6 +92,8 @@ struct State {
     missing: Missing,
     /// Since when not one channel lives.
     none_since: Option<Duration>,
+    /// No round comes any more: the destination may close its ends.
+    resting: bool,
     ended: bool,
 }
 
@@ -155,6 +157,7 @@ impl SourceSession {
             last_loss: None,
             missing: Missing::default(),
             none_since: None,
+            resting: false,
             ended: false,
         };
         let shared = SourceShared {
@@ -232,6 +235,11 @@ impl SourceSession {
             wire_bytes: state.wire_bytes,
             none_for: state.none_since.map(|since| self.shared.now().saturating_sub(since)),
         }
+    }
+
+    /// The last round is over: from now on a channel that ends is not lost, and none is opened again.
+    pub fn rest(&self) {
+        self.shared.lock().resting = true;
     }
 
     /// Gives up the channels of an interface that has gone down, which TCP would notice only after the link timeout.
@@ -373,10 +381,14 @@ impl SourceShared {
     fn lost(&self, id: ChannelId, cause: ChannelError) {
         let now = self.now();
         let mut state = self.lock();
-        let ended = state.ended;
+        let (ended, resting) = (state.ended, state.resting);
         let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id && lane.alive) else { return };
-        lane.alive = false;
         lane.link.shut();
+        if resting {
+            // Its work is done; that is no loss.
+            return;
+        }
+        lane.alive = false;
         if ended {
             return;
         }

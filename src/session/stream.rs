@@ -22,6 +22,15 @@ impl Stream {
             Self::Tls(stream) => stream.socket(),
         }
     }
+
+    /// The connection itself, where there is no TLS above it.
+    pub(super) fn into_plain(self) -> Option<TcpStream> {
+        match self {
+            Self::Plain(socket) => Some(socket),
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => None,
+        }
+    }
 }
 
 impl Read for &Stream {

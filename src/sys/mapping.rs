@@ -12,9 +12,11 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, mun
 use crate::units::PAGE_SIZE;
 
 /// What the pages of a mapping are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum HugePages {
     /// 4 KiB pages.
+    #[default]
     No,
     /// Transparent huge pages where the kernel has them to give (`MADV_HUGEPAGE`).
     Transparent,

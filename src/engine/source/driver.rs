@@ -170,6 +170,9 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn session_event(&mut self, event: SessionEvent) {
         match event {
             SessionEvent::Placed { round, stats } => {
+                if let (PhaseName::StopAndCopy, Some(session)) = (self.machine.phase(), &self.session) {
+                    session.rest();
+                }
                 self.downtime.mark("the last pages are placed");
                 self.tell(SourceInput::Placed(
                     round,
@@ -181,8 +184,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                     },
                 ));
             }
-            // After the last round the destination closes its ends, in order.
-            SessionEvent::ChannelLost { .. } if self.machine.phase() >= PhaseName::Handover => {}
             SessionEvent::ChannelLost { channel, path, cause } => {
                 self.warn(format!(
                     "channel {channel} on {path} was lost, the others carry on: {}",

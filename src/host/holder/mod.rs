@@ -235,6 +235,7 @@ impl Holder {
             }
             Command::Report => self.report(),
             Command::Facts => self.needs(),
+            Command::Console => self.console(),
             Command::Verify => self.verify(),
             Command::ResetGap => self.reset_gap(),
             Command::Acknowledge => {

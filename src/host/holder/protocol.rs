@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::dirty::TrackerKind;
 use crate::guest::program::{Program, SelfReport};
 use crate::host::demo_options::GuestKind;
+use crate::memory::HugePages;
 use crate::migration::convergence::OnNoConvergence;
 use crate::session::mode::TransferMode;
 use crate::session::trust::TlsFiles;
@@ -34,6 +35,9 @@ pub struct GuestSpec {
     pub seed: u64,
     /// Where dirty pages are learnt from.
     pub tracker: TrackerKind,
+    /// The pages that its RAM is made of.
+    #[serde(default)]
+    pub huge_pages: HugePages,
 }
 
 /// A way to the destination.
@@ -117,6 +121,9 @@ pub struct ReceiveSpec {
     /// Track its dirty pages with this when it moves on; `None` is what fits the guest best.
     #[serde(default)]
     pub tracker: Option<TrackerKind>,
+    /// The pages that its RAM is made of here.
+    #[serde(default)]
+    pub huge_pages: HugePages,
     /// Where to listen; nothing where the process listens already.
     #[serde(default)]
     pub listen: Vec<ListenAt>,
@@ -162,6 +169,8 @@ pub enum Command {
     Report,
     /// Say what the guest needs of a host.
     Facts,
+    /// Say what came out of the guest's serial port since the last time.
+    Console,
     /// Have the guest look at every page that it wrote.
     Verify,
     /// Have the guest forget its longest gap.
@@ -290,6 +299,11 @@ pub enum Event {
     Arrived(Box<Arrived>),
     /// Answers [`Command::Report`] and [`Command::Verify`].
     Guest(GuestSeen),
+    /// Answers [`Command::Console`].
+    Console {
+        /// What came out.
+        text: String,
+    },
     /// Answers [`Command::Facts`].
     Needs(GuestNeeds),
     /// Answers [`Command::ResetGap`].

@@ -79,6 +79,10 @@ impl Holder {
         self.with_guest(|guest| Ok(Event::Guest(GuestSeen::now(guest.report()))))
     }
 
+    pub(super) fn console(&self) -> Result<Event, String> {
+        self.with_guest(|guest| Ok(Event::Console { text: guest.console() }))
+    }
+
     pub(super) fn verify(&self) -> Result<Event, String> {
         self.with_guest(|guest| {
             let seen = guest.verify_all().map_err(|error| chain(&error))?;
@@ -138,7 +142,7 @@ impl Holder {
             state.doing = Doing::Receiving;
             state.migration = spec.agreed.as_ref().map(|agreed| agreed.migration.clone());
         }
-        let (holder, tracker) = (Arc::clone(self), spec.tracker);
+        let (holder, tracker, huge) = (Arc::clone(self), spec.tracker, spec.huge_pages);
         // The place is made before anybody is told: a source that is told of it finds it.
         let (made, place_made) = crossbeam_channel::bounded::<()>(1);
         self.spawn(cancel, RateCaps::default(), move || {
@@ -150,14 +154,12 @@ impl Holder {
             let outlet_holder = Arc::clone(&holder);
             let mut make = |setup: &Setup| {
                 outlet_holder.outlet.emit(Event::Begun);
-                guests::skeleton(setup, tracker)
+                guests::skeleton(setup, tracker, huge)
             };
             let received = receive(place, &options, &mut make);
             holder.received(received.map(|received| (received.guest, received.report)));
             if agreement.admission.is_some() {
-                // Only its own end is told by now: the port stays for a source that asks again.
-                std::thread::sleep(AFTERWARDS);
-                *lock(&holder.endpoint) = None;
+                linger(&holder, endpoint);
             }
         })?;
         let _ = place_made.recv();
@@ -317,6 +319,18 @@ impl Holder {
             .map_err(|error| format!("no thread for the migration: {error}"))?;
         *busy = Some(Busy { cancel, caps, thread });
         Ok(())
+    }
+}
+
+/// Keeps the port of an arrival that is over for a source that asks again. The guest may move on meanwhile.
+fn linger(holder: &Holder, endpoint: Arc<Endpoint>) {
+    lock(&holder.endpoint).take_if(|standing| Arc::ptr_eq(standing, &endpoint));
+    let lingering = std::thread::Builder::new().name("pf-afterwards".into()).spawn(move || {
+        std::thread::sleep(AFTERWARDS);
+        drop(endpoint);
+    });
+    if let Err(error) = lingering {
+        tracing::warn!("the port is given up at once: {error}");
     }
 }
 

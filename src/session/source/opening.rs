@@ -167,7 +167,7 @@ impl SourceShared {
     fn reopen_one(self: &Arc<Self>, patience: Duration) -> bool {
         let lost = {
             let mut state = self.lock();
-            if state.ended {
+            if state.ended || state.resting {
                 return false;
             }
             let now = self.now();

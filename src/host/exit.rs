@@ -15,6 +15,8 @@ pub enum Exit {
     InDoubt = 3,
     /// The guest moved, but found its own memory damaged, or the two memories differed at the pause.
     Damaged = 4,
+    /// The guest runs nowhere any more: the process or host that held it ended at the wrong moment.
+    Lost = 5,
 }
 
 impl Exit {

@@ -18,3 +18,16 @@ pub fn start(default: &str) {
         .with_ansi(std::io::stderr().is_terminal())
         .try_init();
 }
+
+/// Starts logging in a daemon: with times, and as JSON where a program reads it.
+pub fn start_daemon(json: bool, default: &str) {
+    let filter = EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
+    let logs =
+        tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    // Fails only when logging was started already.
+    let _ = if json {
+        logs.json().try_init()
+    } else {
+        logs.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
+}

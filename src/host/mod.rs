@@ -3,7 +3,9 @@
 
 pub mod api;
 pub mod args;
+pub mod commands;
 pub mod config;
+pub mod daemon;
 pub mod demo;
 pub mod demo_options;
 pub mod exit;
@@ -15,6 +17,7 @@ pub mod holder;
 pub mod logging;
 pub mod metrics;
 pub mod network;
+pub mod peer;
 pub mod pki;
 pub mod preflight;
 pub mod progress;

@@ -275,6 +275,9 @@ pub struct Migration {
     pub throttle_percent: u8,
     /// Digest of RAM at the pause, when it was asked for.
     pub ram_digest: Option<String>,
+    /// Whether the destination's RAM at the pause was the same, when that was asked for. Only at the source.
+    #[serde(default)]
+    pub ram_equal: Option<bool>,
     /// What an operator should know.
     pub warnings: Vec<String>,
     /// What happened, in order.

@@ -4,7 +4,9 @@
 //! unless the name says otherwise.
 
 pub mod check;
+pub mod client;
 pub mod guest;
+pub mod host;
 pub mod migration;
 
 use serde::{Deserialize, Serialize};

@@ -93,6 +93,7 @@ pub(in crate::host) fn running() -> Migration {
         touched_bytes: Some(3584 * MIB),
         throttle_percent: 0,
         ram_digest: None,
+        ram_equal: None,
         warnings: Vec::new(),
         log: Vec::new(),
     }

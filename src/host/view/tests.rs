@@ -58,6 +58,7 @@ fn the_account_at_the_end() {
         cpu_seconds: Some(7.5),
         throttle_percent: 40,
         ram_digest: Some("6b8f".to_owned()),
+        ram_equal: Some(true),
         started_at: Some(sample::BEGAN + 75.0),
         progress: None,
         ..sample::incoming()

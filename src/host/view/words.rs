@@ -100,7 +100,12 @@ pub(in crate::host) fn facts(migration: &Migration) -> Vec<(&'static str, String
         facts.push(("Guest slowed down", format!("{percent} % of its processor time was taken at most")));
     }
     if let Some(digest) = &migration.ram_digest {
-        facts.push(("Memory at the pause", format!("digest {}", clean(digest))));
+        let compared = match migration.ram_equal {
+            Some(true) => ", the same at the destination",
+            Some(false) => ", ANOTHER ONE AT THE DESTINATION: the guest's memory is damaged",
+            None => "",
+        };
+        facts.push(("Memory at the pause", format!("digest {}{compared}", clean(digest))));
     }
     facts.push(("Migration", clean(&migration.id)));
     facts

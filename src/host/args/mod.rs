@@ -1,5 +1,7 @@
 //! The command line: what each flag is called and what it takes. It ends in plain data and starts nothing.
 
+mod host;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,11 +13,15 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::dirty::TrackerKind;
 use crate::engine::fault::{FaultPlan, FaultPlanError};
 use crate::guest::program::Program;
+use crate::host::commands::{CommandOptions, HostCommand};
+use crate::host::daemon::run::ServeOptions;
 use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS};
 use crate::host::holder::{HolderOptions, Supervisor};
 use crate::host::quantity;
 use crate::migration::convergence::OnNoConvergence;
 use crate::session::mode::TransferMode;
+
+pub use host::{Config, Pki};
 
 /// Moves the memory of a running virtual machine to another host.
 #[derive(Debug, Parser)]
@@ -27,22 +33,74 @@ pub struct Arguments {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 the guest moved; 1 it did not and runs at the source; 2 wrong usage; \
-    3 in doubt where it may run; 4 its memory was damaged.";
+    3 in doubt where it may run; 4 its memory was damaged; 5 the guest is lost. Other commands: 0 done, 1 not done.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start a source and a destination on this machine, move a running guest between them, and report.
     Demo(DemoArguments),
-    /// Hold a guest and obey a supervisor on stdin. Started by `demo`; not for people.
+    /// Run this host's daemon: it supervises guests, moves them to other hosts and takes them in.
+    Serve(host::Serve),
+    /// Start, list and stop guests of this host.
+    #[command(subcommand)]
+    Guest(host::Guest),
+    /// Move a guest to another host.
+    Migrate(Box<host::Migrate>),
+    /// Check whether a guest could move to another host, and move nothing.
+    Check(host::Check),
+    /// Show the migrations under way.
+    Status(host::Status),
+    /// End a migration; the guest goes on at the source.
+    Cancel(host::Cancel),
+    /// List the migrations that are over.
+    History(host::History),
+    /// Write a page about a migration, with plots; it needs no network.
+    Report(host::Report),
+    /// Show this host: its networks, its limits, and what is not as it should be.
+    Host(host::Host),
+    /// Look at and write host files.
+    #[command(subcommand)]
+    Config(Config),
+    /// Make certificates for hosts.
+    #[command(subcommand)]
+    Pki(Pki),
+    /// Print completions for a shell.
+    Completions {
+        /// Which.
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages.
+    Man {
+        /// Where to.
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Print the OpenAPI document of the daemon's API.
+    Openapi,
+    /// Hold a guest and obey a supervisor on stdin or a socket. Started by `demo` and `serve`; not for people.
     #[command(hide = true)]
     Holder(HolderArguments),
 }
 
 /// What the program was asked to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Request {
     /// `pageferry demo`.
     Demo(DemoOptions),
+    /// `pageferry serve`.
+    Serve(ServeOptions),
+    /// What this host's daemon is to do.
+    Host(CommandOptions, Box<HostCommand>),
+    /// `pageferry config`.
+    Config(Config),
+    /// `pageferry pki`.
+    Pki(Pki),
+    /// `pageferry completions`.
+    Completions(clap_complete::Shell),
+    /// `pageferry man`.
+    Man(PathBuf),
+    /// `pageferry openapi`.
+    Openapi,
     /// `pageferry holder`.
     Holder(HolderOptions),
 }
@@ -64,8 +122,36 @@ pub fn parse_from(
 ) -> Result<Request, clap::Error> {
     match Arguments::try_parse_from(arguments)?.command {
         Command::Demo(demo) => demo.options().map(Request::Demo),
+        Command::Serve(serve) => Ok(serve.request()),
+        Command::Guest(guest) => Ok(guest.request()),
+        Command::Migrate(migrate) => Ok(migrate.request()),
+        Command::Check(check) => Ok(check.request()),
+        Command::Status(status) => Ok(status.request()),
+        Command::Cancel(cancel) => Ok(cancel.request()),
+        Command::History(history) => Ok(history.request()),
+        Command::Report(report) => Ok(report.request()),
+        Command::Host(host) => Ok(host.request()),
+        Command::Config(config) => Ok(Request::Config(config)),
+        Command::Pki(pki) => Ok(Request::Pki(pki)),
+        Command::Completions { shell } => Ok(Request::Completions(shell)),
+        Command::Man { directory } => Ok(Request::Man(directory)),
+        Command::Openapi => Ok(Request::Openapi),
         Command::Holder(holder) => Ok(Request::Holder(holder.options())),
     }
+}
+
+/// Prints completions for a shell on stdout.
+pub fn print_completions(shell: clap_complete::Shell) {
+    clap_complete::generate(shell, &mut Arguments::command(), "pageferry", &mut std::io::stdout());
+}
+
+/// Writes the manual page of each command into a directory.
+///
+/// # Errors
+/// What the file system answers.
+pub fn write_manual(directory: &std::path::Path) -> std::io::Result<()> {
+    std::fs::create_dir_all(directory)?;
+    clap_mangen::generate_to(Arguments::command(), directory)
 }
 
 #[derive(Debug, Args)]
@@ -245,7 +331,7 @@ mod tests {
         let words = ["pageferry", "demo"].into_iter().chain(flags.split_whitespace());
         parse_from(words).map(|request| match request {
             Request::Demo(options) => options,
-            Request::Holder(_) => panic!("demo was asked for"),
+            other => panic!("demo was asked for, not {other:?}"),
         })
     }
 

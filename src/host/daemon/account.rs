@@ -1,0 +1,153 @@
+//! What a guest's process tells, taken over into the account of its migration.
+
+use std::time::{Duration, Instant};
+
+use super::now;
+use super::tables::Active;
+use crate::host::api::migration::{
+    ChannelInfo, Direction, DowntimePart, LinkProgress, Migration, MigrationProgress, MigrationState,
+    RoundInfo, Sample,
+};
+use crate::host::holder::protocol::{MoveProgress, Moved, MovedRound};
+use crate::session::mode::TransferMode;
+
+/// How often the course of a migration is noted at first.
+const SAMPLE: Duration = Duration::from_millis(500);
+/// Samples of one migration. After each thousandth they come half as often.
+const MOST_SAMPLES: usize = 4000;
+
+/// A migration of which nothing is known but that it was asked for now.
+pub(super) fn blank(direction: Direction) -> Migration {
+    Migration {
+        id: String::new(),
+        guest: String::new(),
+        guest_kind: String::new(),
+        direction,
+        peer: String::new(),
+        peer_address: None,
+        state: MigrationState::Waiting,
+        cause: None,
+        requested_at: now(),
+        started_at: None,
+        ended_at: None,
+        mode_requested: TransferMode::Auto,
+        mode_origin: String::new(),
+        mode_used: None,
+        mode_reason: None,
+        insecure: false,
+        paths: Vec::new(),
+        notes: Vec::new(),
+        progress: None,
+        rounds: Vec::new(),
+        channels: Vec::new(),
+        samples: Vec::new(),
+        downtime_seconds: None,
+        downtime_limit_seconds: 0.0,
+        downtime_parts: Vec::new(),
+        total_seconds: None,
+        cpu_seconds: None,
+        memory_bytes: 0,
+        touched_bytes: None,
+        throttle_percent: 0,
+        ram_digest: None,
+        ram_equal: None,
+        warnings: Vec::new(),
+        log: Vec::new(),
+    }
+}
+
+/// Takes progress over; answers what is worth a line in the log.
+pub(super) fn note_progress(active: &mut Active, progress: &MoveProgress) -> Vec<String> {
+    let migration = &mut active.migration;
+    let mut news = Vec::new();
+    let before = migration.progress.take();
+    if before.as_ref().is_none_or(|before| before.phase != progress.phase) {
+        news.push(format!("phase {}", progress.phase));
+    }
+    let links: Vec<LinkProgress> = progress
+        .links
+        .iter()
+        .map(|link| LinkProgress {
+            interface: link.interface.clone().unwrap_or_default(),
+            channels: link.channels,
+            bytes_per_second: link.bytes_per_second,
+            bytes: link.bytes,
+            state: link.state.clone(),
+        })
+        .collect();
+    for link in &links {
+        let was = before
+            .as_ref()
+            .and_then(|before| before.links.iter().find(|was| was.interface == link.interface));
+        if was.is_some_and(|was| was.state != link.state) {
+            news.push(format!("interface {} is {}", link.interface, link.state));
+        }
+    }
+    if let Some(note) = &progress.note
+        && before.as_ref().and_then(|before| before.note.as_ref()) != Some(note)
+        && !note.starts_with("waits for")
+    {
+        news.push(note.clone());
+    }
+    migration.mode_used = progress.mode.parse().ok().or(migration.mode_used);
+    migration.rounds = progress.rounds.iter().map(round).collect();
+    let due = active.sampled.is_none_or(|last| {
+        // Twice as far apart with each thousand: a migration of a day has a course, too.
+        last.elapsed() >= SAMPLE * (1 << (migration.samples.len() / 1000).min(20))
+    });
+    if due && migration.samples.len() < MOST_SAMPLES {
+        active.sampled = Some(Instant::now());
+        migration.samples.push(Sample {
+            at: now() - migration.started_at.unwrap_or_else(now),
+            phase: progress.phase.clone(),
+            remaining_bytes: progress.remaining_bytes,
+            rates: links.iter().map(|link| (link.interface.clone(), link.bytes_per_second)).collect(),
+        });
+    }
+    migration.progress = Some(MigrationProgress {
+        phase: progress.phase.clone(),
+        links,
+        round: progress.round,
+        bytes_per_second: progress.bytes_per_second,
+        remaining_bytes: progress.remaining_bytes,
+        expected_downtime_seconds: progress.expected_downtime,
+        note: progress.note.clone(),
+    });
+    news
+}
+
+fn round(round: &MovedRound) -> RoundInfo {
+    let MovedRound { pages, bytes, wire_bytes, seconds, dirtied } = *round;
+    RoundInfo { pages, bytes, wire_bytes, seconds, dirtied }
+}
+
+pub(super) fn note_moved(active: &mut Active, moved: &Moved) {
+    let migration = &mut active.migration;
+    migration.mode_used = Some(moved.mode_used);
+    migration.mode_reason = Some(moved.mode_reason.clone());
+    migration.rounds = moved.rounds.iter().map(round).collect();
+    migration.channels = moved
+        .channels
+        .iter()
+        .map(|channel| ChannelInfo {
+            local: channel.local.to_string(),
+            remote: channel.remote.to_string(),
+            interface: channel.interface.clone(),
+            bytes: channel.bytes,
+            lost: channel.lost,
+        })
+        .collect();
+    migration.memory_bytes = moved.memory_bytes;
+    migration.touched_bytes = Some(moved.touched_bytes);
+    migration.total_seconds = Some(moved.total_seconds);
+    migration.downtime_seconds = (moved.outcome == "completed").then_some(moved.paused_seconds);
+    migration.downtime_parts = moved
+        .downtime_parts
+        .iter()
+        .map(|(name, seconds)| DowntimePart { name: name.clone(), seconds: *seconds })
+        .collect();
+    migration.throttle_percent = moved.throttle;
+    migration.cpu_seconds = Some(moved.cpu_seconds);
+    migration.ram_digest = moved.ram.as_ref().map(|ram| ram.digest.clone());
+    migration.warnings.extend(moved.warnings.iter().cloned());
+}

@@ -1,0 +1,156 @@
+//! The checks before a guest moves away: asks the destination, tries the paths, and puts both hosts' findings together.
+
+use std::net::IpAddr;
+use std::time::{Duration, Instant};
+
+use super::outgoing::MigrateFailure;
+use super::settings::Settings;
+use super::tables::Active;
+use super::{ANSWER, Daemon, now};
+use crate::engine::chain;
+use crate::host::api::check::{Check, CheckReport, CheckStatus, PathInfo};
+use crate::host::api::migration::Direction;
+use crate::host::holder::protocol::{Command, Event};
+use crate::host::network::pairs;
+use crate::host::network::probe::{ProbeResult, probe};
+use crate::host::peer::client::{PeerError, PeerTarget};
+use crate::host::peer::messages::{CheckAnswer, CheckRequest};
+use crate::host::peer::reach::reach;
+use crate::host::preflight::{GuestFacts, HostFacts, checks};
+use crate::session::mode::TransferMode;
+
+/// How long another daemon may take over its checks.
+const CALL: Duration = Duration::from_secs(30);
+
+/// What the checks have found out.
+pub(super) struct Checked {
+    pub(super) target: PeerTarget,
+    pub(super) theirs: HostFacts,
+    pub(super) guest: GuestFacts,
+    pub(super) checks: Vec<Check>,
+    pub(super) paths: Vec<PathInfo>,
+}
+
+impl Daemon {
+    /// The checks alone, for a person.
+    ///
+    /// # Errors
+    /// [`MigrateFailure::Refused`] when there is no such guest.
+    pub async fn check(
+        &self,
+        name: &str,
+        to: &str,
+        mode: Option<TransferMode>,
+    ) -> Result<CheckReport, MigrateFailure> {
+        let settings = self.settings();
+        let mode = mode.unwrap_or(settings.config().performance_option);
+        match self.checked("", name, to, mode, &settings).await {
+            Ok(checked) => Ok(CheckReport::new(checked.theirs.name, checked.checks, checked.paths)),
+            Err(MigrateFailure::Checks(checks)) => Ok(CheckReport::new(to.to_owned(), checks, Vec::new())),
+            Err(other) => Err(other),
+        }
+    }
+
+    pub(super) async fn checked(
+        &self,
+        id: &str,
+        name: &str,
+        to: &str,
+        mode: TransferMode,
+        settings: &Settings,
+    ) -> Result<Checked, MigrateFailure> {
+        let refused = |why: String| MigrateFailure::Refused(why);
+        let process = self.process(name).map_err(|error| refused(error.to_string()))?;
+        let needs = match process.request(Command::Facts, ANSWER).await {
+            Ok(Event::Needs(needs)) => needs,
+            Ok(other) => return Err(refused(format!("the guest's process answers {other:?}"))),
+            Err(error) => return Err(refused(error.to_string())),
+        };
+        let guest = GuestFacts {
+            name: name.to_owned(),
+            kind: needs.kind,
+            memory_bytes: needs.memory_bytes,
+            touched_bytes: needs.touched_bytes,
+            config: needs.config,
+        };
+        let ours = self.facts(settings).await.map_err(refused)?;
+        let unreachable =
+            |why: String, advice: &str| MigrateFailure::Checks(vec![failed("reachable", why, advice)]);
+        let target = reach(to, settings.config(), &ours.offers).await.map_err(|error| {
+            unreachable(error.to_string(), "allow a network that leads there, or name another address")
+        })?;
+        let question = CheckRequest {
+            source: settings.config().name.clone(),
+            versions: ours.versions.clone(),
+            guest: guest.clone(),
+            mode,
+        };
+        let began = Instant::now();
+        let asked = target.call::<_, CheckAnswer>(&settings.trust, "/peer/v1/check", &question, CALL).await;
+        let answer = asked.map_err(|error| MigrateFailure::Checks(vec![call_failed(&error)]))?;
+        let round_trip = began.elapsed();
+        // The clocks are compared as of now.
+        let ours = HostFacts { clock: now(), ..ours };
+        let mut paths =
+            pairs::paths(&ours.offers, &answer.facts.offers).await.map_err(|error| refused(chain(&error)))?;
+        let echo: Vec<(IpAddr, u16)> = answer.echo.iter().map(|echo| (echo.ip(), echo.port())).collect();
+        let token = super::hex(&answer.echo_token).unwrap_or_default();
+        let probes = probe(&paths, &echo, token).await;
+        let unmatched = settings.unmatched().await;
+        let mut all = checks::at_source(&checks::SourceView {
+            ours: &ours,
+            theirs: &answer.facts,
+            paths: &paths,
+            probes: &probes,
+            round_trip,
+            unmatched: &unmatched,
+            free_outgoing: self.free_outgoing(id),
+            max_outgoing: settings.config().max_migrations,
+            mode,
+        });
+        all.extend(answer.checks);
+        // Ways on which nothing comes through are left out; that one of them does is a check of its own.
+        let mut alive = probes.iter().map(|probe| matches!(probe, ProbeResult::Reachable { .. }));
+        paths.retain(|_| alive.next().unwrap_or(false));
+        let known = PeerTarget { name: target.name.clone(), ..target };
+        self.with_migration(id, true, |active| {
+            active.peer = Some(known.clone());
+            active.migration.peer.clone_from(&answer.facts.name);
+            active.migration.peer_address = known.dials.first().map(|dial| dial.address.to_string());
+            active.migration.paths.clone_from(&paths);
+            active.migration.notes =
+                all.iter().filter(|check| check.status == CheckStatus::Note).cloned().collect();
+        });
+        Ok(Checked { target: known, theirs: answer.facts, guest, checks: all, paths })
+    }
+
+    /// Slots that another migration than this one could have.
+    fn free_outgoing(&self, id: &str) -> u32 {
+        let tables = self.tables();
+        let own = tables.migrations.get(id).is_some_and(Active::takes_slot);
+        let taken = tables.taken(Direction::Outgoing) - u32::from(own);
+        self.settings().config().max_migrations.saturating_sub(taken)
+    }
+}
+
+fn failed(name: &str, finding: String, advice: &str) -> Check {
+    Check { name: name.into(), status: CheckStatus::Failed, finding, advice: Some(advice.into()) }
+}
+
+fn call_failed(error: &PeerError) -> Check {
+    match error {
+        PeerError::Untrusted { .. } => failed(
+            "trust",
+            error.to_string(),
+            "both hosts need certificates of one CA that are valid now (`pageferry pki`)",
+        ),
+        PeerError::Refused { .. } => {
+            failed("admission", error.to_string(), "look into the log of that host's daemon")
+        }
+        _ => failed(
+            "reachable",
+            error.to_string(),
+            "start the daemon there, or mend the network between the hosts",
+        ),
+    }
+}

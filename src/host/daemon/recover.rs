@@ -1,0 +1,63 @@
+//! Finds everything again after a restart: the guests' processes that still run, and what became of the migrations.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::store::StoreError;
+use super::tables::{Active, Guest};
+use super::{Daemon, watch};
+use crate::engine::journal::SourceEntry;
+use crate::host::api::migration::{Direction, MigrationState};
+use crate::host::guest_process::GuestProcess;
+
+/// Takes up what an earlier daemon left. What has to be asked of other hosts goes on by itself.
+///
+/// # Errors
+/// [`StoreError`] when the state directory cannot be read.
+pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
+    let (guests, migrations) = (daemon.store.guests()?, daemon.store.migrations()?);
+    let settings = daemon.settings();
+    {
+        let mut tables = daemon.tables();
+        for record in migrations {
+            let mut active = Active::new(record.migration, Arc::clone(&settings), None);
+            active.peer = record.peer;
+            tables.migrations.insert(active.migration.id.clone(), active);
+        }
+        for record in &guests {
+            let guest = Guest { record: record.clone(), process: None, stopping: false };
+            tables.guests.insert(record.info.name.clone(), guest);
+        }
+    }
+    let mut taking_part = BTreeSet::new();
+    for record in guests {
+        let name = &record.info.name;
+        taking_part.extend(record.info.migration.clone());
+        match GuestProcess::attach(&daemon.store.socket(&record.instance)).await {
+            Ok(attached) => {
+                tracing::info!("guest {name}: its process {} is found again", attached.0.pid());
+                watch::watch_again(daemon, name, attached);
+            }
+            Err(error) => {
+                tracing::warn!("guest {name}: {error}");
+                watch::watch_the_dead(daemon, name);
+            }
+        }
+    }
+    for migration in daemon.active_migrations() {
+        if !taking_part.contains(&migration.id) {
+            end_without_guest(daemon, &migration.id, migration.direction);
+        }
+    }
+    Ok(())
+}
+
+/// A migration whose guest this host does not know: the crash came between two writes.
+fn end_without_guest(daemon: &Daemon, id: &str, direction: Direction) {
+    let written = watch::parse_id(id).ok().and_then(|id| daemon.journal.source_record(id).ok()).flatten();
+    if direction == Direction::Outgoing && written == Some(SourceEntry::Completed) {
+        return daemon.finish(id, MigrationState::Completed, None);
+    }
+    let cause = "the daemon was restarted before the guest began to move";
+    daemon.finish(id, MigrationState::RolledBack, Some(cause.into()));
+}

@@ -1,0 +1,4 @@
+//! Two daemons on two hosts: namespaces of this machine, joined by links of a known speed (`scripts/netns-lab`).
+
+mod lab;
+mod moves;

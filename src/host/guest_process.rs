@@ -89,12 +89,12 @@ impl GuestProcess {
     /// [`GuestProcessError::Start`]; what the process itself says is in its log.
     pub async fn spawn(options: &SpawnOptions) -> Result<Attached, GuestProcessError> {
         let failed = |what: String| GuestProcessError::Start(what);
-        let program = std::env::current_exe().map_err(|error| failed(error.to_string()))?;
         let log = std::fs::File::create(&options.log)
             .map_err(|error| failed(format!("its log {}: {error}", options.log.display())))?;
         let errors = log.try_clone().map_err(|error| failed(error.to_string()))?;
-        let mut command = std::process::Command::new(program);
-        command.arg("holder").arg("--verbose").arg("--socket").arg(&options.socket);
+        // This very program, also when its file was replaced by a newer one meanwhile.
+        let mut command = std::process::Command::new("/proc/self/exe");
+        command.arg0("pageferry").arg("holder").arg("--verbose").arg("--socket").arg(&options.socket);
         command.arg("--state-dir").arg(&options.journal);
         command.stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         let mut child = command.spawn().map_err(|error| failed(error.to_string()))?;

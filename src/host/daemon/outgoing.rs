@@ -94,8 +94,12 @@ impl Daemon {
         let active = Active::new(migration.clone(), settings, request.bandwidth_cap);
         self.wrote(self.store.put_migration(&active.record()));
         tables.migrations.insert(id.clone(), active);
+        // Under the same lock: a second request finds it moving.
+        if let Some(guest) = tables.guests.get_mut(name) {
+            guest.record.info.migration = Some(id.clone());
+            self.wrote(self.store.put_guest(&guest.record));
+        }
         drop(tables);
-        self.with_guest(name, |guest| guest.record.info.migration = Some(id.clone()));
         self.metrics.begun(&migration);
         self.say(&id, format!("asked to move to {} in mode {}", request.to, migration.mode_requested));
         let daemon = Arc::clone(self);

@@ -16,6 +16,7 @@ use crate::host::guest_process::GuestProcess;
 /// [`StoreError`] when the state directory cannot be read.
 pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
     let (guests, migrations) = (daemon.store.guests()?, daemon.store.migrations()?);
+    daemon.store.prune_logs(&guests);
     let settings = daemon.settings();
     {
         let mut tables = daemon.tables();

@@ -111,7 +111,6 @@ async fn run(options: &ServeOptions) -> Result<(), ServeError> {
             () = tokio::time::sleep(LOOK) => doors.follow(&daemon, false).await,
             _ = hangup.recv() => {
                 daemon.reload(options.config.as_deref());
-                doors = Doors::new(&daemon);
                 doors.follow(&daemon, true).await;
             }
             _ = terminate.recv() => break,
@@ -259,7 +258,8 @@ struct Doors {
 impl Doors {
     fn new(daemon: &Arc<Daemon>) -> Self {
         let router = peer_routes::router(Arc::clone(daemon));
-        let server = PeerServer::new(router, daemon.settings().trust.clone());
+        let asked = Arc::clone(daemon);
+        let server = PeerServer::new(router, move || asked.settings().trust.clone());
         Self { server, answering: None, said: Vec::new() }
     }
 

@@ -12,7 +12,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,9 @@ use crate::host::api::guest::GuestInfo;
 use crate::host::api::migration::Migration;
 use crate::host::files;
 use crate::host::peer::client::PeerTarget;
+
+/// How long the log of a process that has ended is kept.
+const KEEP_LOGS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Why a state directory cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +87,9 @@ impl Store {
     pub fn open(root: &Path) -> Result<Self, StoreError> {
         for part in ["guests", "migrations", "history", "run", "log", "journal"] {
             let path = root.join(part);
-            fs::create_dir_all(&path).map_err(|cause| StoreError::File { path, cause })?;
+            // Whoever could reach the guests' sockets could command them.
+            let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&path);
+            made.map_err(|cause| StoreError::File { path, cause })?;
         }
         let path = root.join("daemon.lock");
         let failed = |cause| StoreError::File { path: path.clone(), cause };
@@ -180,6 +187,20 @@ impl Store {
         // A process that was killed leaves its socket. Its log stays for whoever wants to know why it ended.
         let _ = fs::remove_file(self.socket(&record.instance));
         remove(self.guest(&record.info.name))
+    }
+
+    /// Removes the logs of processes that are no guest's any more, once nobody will ask for them.
+    pub fn prune_logs(&self, guests: &[GuestRecord]) {
+        let Ok(entries) = fs::read_dir(self.root.join("log")) else { return };
+        for path in entries.flatten().map(|entry| entry.path()) {
+            let age =
+                path.metadata().and_then(|data| data.modified()).ok().and_then(|time| time.elapsed().ok());
+            let instance = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+            let used = guests.iter().any(|guest| guest.instance == instance);
+            if !used && age.is_some_and(|age| age > KEEP_LOGS) {
+                let _ = fs::remove_file(path);
+            }
+        }
     }
 
     /// Forgets a migration.

@@ -37,19 +37,27 @@ pub struct Caller {
     pub address: SocketAddr,
 }
 
+/// Asked for each caller: certificates are replaced while the daemon runs.
+type TrustOfNow = Arc<dyn Fn() -> Trust + Send + Sync>;
+
 /// Listens for other daemons. Addresses come and go ([`PeerServer::listen_at`]); dropping it ends all of them.
 pub struct PeerServer {
     router: Router,
-    trust: Trust,
+    trust: TrustOfNow,
     calls: Arc<Semaphore>,
     listening: BTreeMap<(SocketAddr, String), JoinHandle<()>>,
 }
 
 impl PeerServer {
-    /// A server that listens nowhere yet.
+    /// A server that listens nowhere yet. `trust` is asked for each caller.
     #[must_use]
-    pub fn new(router: Router, trust: Trust) -> Self {
-        Self { router, trust, calls: Arc::new(Semaphore::new(MOST_CALLS)), listening: BTreeMap::new() }
+    pub fn new(router: Router, trust: impl Fn() -> Trust + Send + Sync + 'static) -> Self {
+        Self {
+            router,
+            trust: Arc::new(trust),
+            calls: Arc::new(Semaphore::new(MOST_CALLS)),
+            listening: BTreeMap::new(),
+        }
     }
 
     /// Where it listens.
@@ -80,8 +88,12 @@ impl PeerServer {
             match listen(key.0, &key.1) {
                 Ok(listener) => {
                     tracing::info!("listening for other hosts at {} on {}", key.0, key.1);
-                    let task =
-                        accept(listener, self.router.clone(), self.trust.clone(), Arc::clone(&self.calls));
+                    let task = accept(
+                        listener,
+                        self.router.clone(),
+                        Arc::clone(&self.trust),
+                        Arc::clone(&self.calls),
+                    );
                     self.listening.insert(key, tokio::spawn(task));
                 }
                 Err(error) => failed.push(format!("{} on {} cannot be listened at: {error}", key.0, key.1)),
@@ -105,12 +117,12 @@ fn listen(address: SocketAddr, interface: &str) -> io::Result<TcpListener> {
     socket.listen(128)
 }
 
-async fn accept(listener: TcpListener, router: Router, trust: Trust, calls: Arc<Semaphore>) {
+async fn accept(listener: TcpListener, router: Router, trust: TrustOfNow, calls: Arc<Semaphore>) {
     loop {
         let Ok(call) = Arc::clone(&calls).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, from)) => {
-                let (router, trust) = (router.clone(), trust.clone());
+                let (router, trust) = (router.clone(), trust());
                 tokio::spawn(async move {
                     take(stream, from, router, &trust).await;
                     drop(call);

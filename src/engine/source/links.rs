@@ -65,8 +65,7 @@ impl Links {
             let on_it = stats.channels.iter().filter(|channel| channel.path == seen.path);
             let bytes = on_it.map(|channel| channel.bytes).sum::<u64>();
             let lately = bytes.saturating_sub(seen.bytes) as f64 / elapsed.as_secs_f64();
-            // Smoothed over about half a second: a line that jumps cannot be read.
-            seen.bytes_per_second = (seen.bytes_per_second as f64 * 0.8 + lately * 0.2) as u64;
+            seen.bytes_per_second = smoothed(seen.bytes_per_second, lately);
             seen.bytes = bytes;
         }
     }
@@ -98,6 +97,11 @@ impl Links {
         let idle = seen.into_iter().filter(|link| link.channels == 0);
         idle.map(|link| link.interface.unwrap_or_else(|| link.destination.to_string())).collect()
     }
+}
+
+/// A rate smoothed over about half a second, since a line that jumps cannot be read; from nothing it starts at once.
+pub(super) fn smoothed(before: u64, lately: f64) -> u64 {
+    if before == 0 { lately as u64 } else { (before as f64 * 0.8 + lately * 0.2) as u64 }
 }
 
 fn interface(path: &Path) -> Option<String> {

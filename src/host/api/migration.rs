@@ -146,7 +146,7 @@ pub struct MigrationProgress {
     pub note: Option<String>,
 }
 
-/// A sample of a migration's course, about every half second, for plots.
+/// A sample of a migration's course, for plots: ten in a second at first, fewer the longer it takes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Sample {
     /// Seconds since the migration began.

@@ -38,8 +38,8 @@ pub struct Active {
     pub own_cap: Option<u64>,
     /// Becomes true when it is to end.
     pub cancel: watch::Sender<bool>,
-    /// When its course was noted last.
-    pub sampled: Option<Instant>,
+    /// When its course was noted last, and what each interface had carried by then.
+    pub sampled: Option<(Instant, BTreeMap<String, u64>)>,
     /// Whether it may wait for the next slot now; one whose destination was busy just now lets others go first.
     pub ready: bool,
 }

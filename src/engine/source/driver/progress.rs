@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use super::{Driver, TICK};
 use crate::engine::observe::{ChannelRecord, Progress};
+use crate::engine::source::links::smoothed;
 use crate::guest::Guest;
 use crate::migration::source::{PhaseName, SourceInput};
 use crate::session::source::SourceSession;
@@ -33,8 +34,7 @@ impl<G: Guest + ?Sized> Driver<'_, G> {
             }
             self.seen_sent = sent;
             let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
-            // Smoothed over about half a second: a line that jumps cannot be read.
-            self.rate = (self.rate as f64 * 0.8 + lately * 0.2) as u64;
+            self.rate = smoothed(self.rate, lately);
             self.seen = (Instant::now(), placed);
         }
         Progress {

@@ -149,6 +149,10 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         let deadline = self.machine.poll_timeout().map(|deadline| self.began + deadline);
         let until = deadline.map_or(next_tick, |deadline| deadline.min(next_tick));
         let cancelled = self.options.cancel.0.clone();
+        if cancelled.try_recv().is_ok() {
+            // Whoever cancels in time is obeyed, whatever else has come by now.
+            return self.tell(SourceInput::Cancel);
+        }
         select! {
             recv(self.session_events) -> event => match event {
                 Ok(event) => self.session_event(event),

@@ -29,6 +29,8 @@ use crate::wire::preamble::{MigrationId, Secret};
 
 /// How often the observer is told.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a destination that takes no channels is listened to: why does it not?
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long one question about a token may take; the next comes soon enough.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -259,6 +261,9 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             SourceAction::Send(message) => self.send(&message),
             SourceAction::OpenChannels(accept) => {
                 let input = self.open_channels(&accept).map(|()| SourceInput::ChannelsOpen);
+                if input.is_err() {
+                    self.hear_why();
+                }
                 self.answer("open the data channels", input);
             }
             SourceAction::StartTracking => {
@@ -366,6 +371,16 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         tracing::info!(migration = %self.id, mode = resolved.used.name(), reason = resolved.reason, "channels are open");
         self.resolved = Some(resolved);
         Ok(())
+    }
+
+    /// A destination that gives up takes no channels, and says why on the link.
+    fn hear_why(&mut self) {
+        let until = Instant::now() + LAST_WORD;
+        while self.machine.phase() == PhaseName::SetUp
+            && let Ok(event) = self.link_events.recv_deadline(until)
+        {
+            self.link_event(event);
+        }
     }
 
     fn start_tracking(&mut self) -> Result<PageSet, GuestError> {

@@ -177,7 +177,16 @@ impl Daemon {
         self.note(id, None);
         let mode = request.mode.unwrap_or(settings.config().performance_option);
         let checked = self.checked(id, name, &request.to, mode, settings).await?;
-        if checked.checks.iter().any(|check| check.status == CheckStatus::Failed) {
+        let failed: Vec<&Check> =
+            checked.checks.iter().filter(|check| check.status == CheckStatus::Failed).collect();
+        if let [only] = failed[..]
+            && only.name == "slots"
+            && request.wait
+            && checked.theirs.max_incoming > 0
+        {
+            return Err(MigrateFailure::Busy(only.finding.clone()));
+        }
+        if !failed.is_empty() {
             return Err(MigrateFailure::Checks(checked.checks));
         }
         let admitted = self.admit(id, request, mode, settings, &checked).await?;

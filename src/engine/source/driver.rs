@@ -148,6 +148,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
 
     /// Waits for one event, the machine's deadline or the next tick.
     fn wait(&mut self, next_tick: Instant) {
+        let gone = self.options.peer_gone.0.clone();
         let deadline = self.machine.poll_timeout().map(|deadline| self.began + deadline);
         let until = deadline.map_or(next_tick, |deadline| deadline.min(next_tick));
         let cancelled = self.options.cancel.0.clone();
@@ -166,6 +167,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 Err(_) => self.link_events = never(),
             },
             recv(cancelled) -> asked => if asked.is_ok() { self.tell(SourceInput::Cancel) },
+            recv(gone) -> why => if let Ok(why) = why { self.tell(SourceInput::LinkLost(why)) },
             default(until.saturating_duration_since(Instant::now())) => {}
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {

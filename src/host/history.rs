@@ -43,9 +43,7 @@ pub enum HistoryError {
     #[error("{0:?} is no number of a migration, which has {ID_DIGITS} hexadecimal digits")]
     NotAnId(String),
     /// No record's number begins so.
-    #[error(
-        "the history has no migration that begins with {0:?}; `pageferry history` lists those that it has"
-    )]
+    #[error("the history (`pageferry history`) has no migration whose number begins with {0:?}")]
     NotFound(String),
     /// Several do.
     #[error("{given:?} could be any of {}; give more of its digits", candidates.join(", "))]
@@ -282,7 +280,7 @@ mod tests {
         }
         assert_eq!(
             history.find("0").unwrap_err().to_string(),
-            "the history has no migration that begins with \"0\"; `pageferry history` lists those that it has"
+            "the history (`pageferry history`) has no migration whose number begins with \"0\""
         );
     }
 

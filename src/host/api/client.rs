@@ -17,6 +17,14 @@ use super::ApiError;
 /// Why a request to the daemon came to nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
+    /// Somebody else's.
+    #[error(
+        "the daemon's socket {path} is not for this user: run the command as root, or as the user that the daemon has"
+    )]
+    Forbidden {
+        /// The socket.
+        path: PathBuf,
+    },
     /// Nobody answers.
     #[error(
         "no daemon answers at {path}: {cause}; start one (`pageferry serve`), or name its host file with --config"
@@ -99,9 +107,11 @@ impl Client {
 
     async fn call(&self, method: Method, path: &str, body: Vec<u8>) -> Result<Bytes, ClientError> {
         let broken = |error: hyper::Error| ClientError::Broken(crate::engine::chain(&error));
-        let stream = UnixStream::connect(&self.socket)
-            .await
-            .map_err(|cause| ClientError::Connect { path: self.socket.clone(), cause })?;
+        let socket = || self.socket.clone();
+        let stream = UnixStream::connect(&self.socket).await.map_err(|cause| match cause.kind() {
+            io::ErrorKind::PermissionDenied => ClientError::Forbidden { path: socket() },
+            _ => ClientError::Connect { path: socket(), cause },
+        })?;
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
         let serving = tokio::spawn(connection);
         let request = Request::builder()

@@ -20,7 +20,8 @@ const TICK: Duration = Duration::from_millis(500);
 
 pub(super) async fn start(client: &Client, out: &Out, asked: &StartGuest) -> Result<Exit, ClientError> {
     let mut progress = Progress::on_stderr(out.json, false);
-    let phase = format!("starting {}: it writes its {} once", asked.name, Bytes(asked.memory_bytes));
+    let used = asked.touch_bytes.unwrap_or(asked.memory_bytes);
+    let phase = format!("starting {}: it writes its {} once", asked.name, Bytes(used));
     let state = ProgressState { phase, ..ProgressState::default() };
     let starting = client.post::<_, GuestInfo>("/v1/guests", asked);
     tokio::pin!(starting);

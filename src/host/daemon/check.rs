@@ -1,6 +1,6 @@
 //! The checks before a guest moves away: asks the destination, tries the paths, and puts both hosts' findings together.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::outgoing::MigrateFailure;
@@ -74,11 +74,16 @@ impl Daemon {
             config: needs.config,
         };
         let ours = self.facts(settings).await.map_err(refused)?;
-        let unreachable =
-            |why: String, advice: &str| MigrateFailure::Checks(vec![failed("reachable", why, advice)]);
         let target = reach(to, settings.config(), &ours.offers).await.map_err(|error| {
-            unreachable(error.to_string(), "allow a network that leads there, or name another address")
+            MigrateFailure::Checks(vec![failed("reachable", error.to_string(), error.advice())])
         })?;
+        let own = |address: SocketAddr| {
+            let here = ours.offers.iter().any(|offer| offer.address == address.ip());
+            here && address.port() == settings.config().port
+        };
+        if target.dials.iter().any(|dial| own(dial.address)) {
+            return Err(refused(format!("{to} is this host; --to takes another one")));
+        }
         let question = CheckRequest {
             source: settings.config().name.clone(),
             versions: ours.versions.clone(),

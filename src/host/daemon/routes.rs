@@ -256,3 +256,48 @@ async fn metrics(State(daemon): Shared) -> Response {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     ([(header::CONTENT_TYPE, kind)], daemon.metrics.encode()).into_response()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::document;
+
+    /// A file of the documentation.
+    fn documents(name: &str) -> String {
+        format!("{}/docs/{name}", env!("CARGO_MANIFEST_DIR"))
+    }
+
+    #[test]
+    fn the_document_is_the_one_of_the_code() {
+        let (path, code) = (documents("openapi.json"), document() + "\n");
+        if std::env::var_os("PAGEFERRY_BLESS").is_some() {
+            std::fs::write(&path, &code).expect("docs can be written");
+        }
+        let documented = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(documented == code, "{path} is out of date; PAGEFERRY_BLESS=1 rewrites it:\n{code}");
+    }
+
+    /// What stands first in the cells of docs/api.md: `GET /v1/host`.
+    #[test]
+    fn every_route_and_no_other_is_described_for_people() {
+        let document: serde_json::Value = serde_json::from_str(&document()).expect("it is JSON");
+        let paths = document["paths"].as_object().expect("it has paths");
+        let mut routes: Vec<String> = paths
+            .iter()
+            .flat_map(|(path, methods)| {
+                let methods = methods.as_object().into_iter().flat_map(|methods| methods.keys());
+                methods.map(move |method| format!("{} {path}", method.to_uppercase()))
+            })
+            .chain(["GET /v1/openapi.json".to_owned()])
+            .collect();
+        let text = std::fs::read_to_string(documents("api.md")).expect("docs can be read");
+        let mut described: Vec<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `")?.split_once('`'))
+            .filter(|(cell, _)| cell.contains(" /"))
+            .map(|(cell, _)| cell.to_owned())
+            .collect();
+        routes.sort();
+        described.sort();
+        assert_eq!(described, routes);
+    }
+}

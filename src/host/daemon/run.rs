@@ -22,7 +22,7 @@ use crate::host::api::host::HostInfo;
 use crate::host::api::migration::{Direction, Migration};
 use crate::host::config::HostFileError;
 use crate::host::exit::Exit;
-use crate::host::history::History;
+use crate::host::history::{History, HistoryError};
 use crate::host::metrics::Metrics;
 use crate::host::network::Offer;
 use crate::host::peer::server::PeerServer;
@@ -223,7 +223,15 @@ impl Daemon {
             }
         }
         let last = self.tables().guests.get(id).and_then(|guest| guest.record.info.migration.clone());
-        self.history.find(last.as_deref().unwrap_or(id)).map_err(|error| chain(&error))
+        match self.history.find(last.as_deref().unwrap_or(id)) {
+            // The name of a guest, perhaps, which may be elsewhere by now.
+            Err(error @ HistoryError::NotFound(_)) => {
+                let newest =
+                    self.history.list(usize::MAX).into_iter().find(|migration| migration.guest == id);
+                newest.ok_or_else(|| format!("{error}, and no guest of that name has moved"))
+            }
+            found => found.map_err(|error| chain(&error)),
+        }
     }
 }
 
@@ -235,10 +243,9 @@ fn api_socket(path: &Path) -> Result<UnixListener, ServeError> {
     }
     // Nobody answers there: the state directory is this daemon's, and one that was killed leaves its socket.
     if std::os::unix::net::UnixStream::connect(path).is_ok() {
-        return Err(failed(format!(
-            "another daemon answers at {}; give this one a `socket` of its own",
-            path.display()
-        ))("the socket is in use"));
+        return Err(failed(format!("the socket {} is in use", path.display()))(
+            "another daemon answers there; stop it, or give this one a `socket` of its own",
+        ));
     }
     let _ = std::fs::remove_file(path);
     let listener =

@@ -13,8 +13,7 @@ use crate::host::network::Offer;
 pub enum ReachError {
     /// Nobody knows the name.
     #[error(
-        "{name:?} is neither an address nor one of this host's [peers] ({known}), and the name is not found: {why}; add it \
-         to [peers] in the host file, or give an address"
+        "{name:?} is neither an address nor one of this host's [peers] ({known}), and the name is not found: {why}"
     )]
     Unknown {
         /// The name.
@@ -25,16 +24,26 @@ pub enum ReachError {
         why: String,
     },
     /// No allowed network leads there.
-    #[error(
-        "no network that migrations may use leads to {to}: {tried}; allow one in the host file (networks), or name the host \
-         by an address within one"
-    )]
+    #[error("no network that migrations may use leads to {to}: {tried}")]
     NotAllowed {
         /// The other host.
         to: String,
         /// For each address, by which interface it would go.
         tried: String,
     },
+}
+
+impl ReachError {
+    /// What to do about it.
+    #[must_use]
+    pub fn advice(&self) -> &'static str {
+        match self {
+            Self::Unknown { .. } => "add it to [peers] in the host file, or give an address",
+            Self::NotAllowed { .. } => {
+                "allow a network that leads there (networks in the host file), or name the host by an address within one"
+            }
+        }
+    }
 }
 
 /// Finds out how to call the host that is called `to`.

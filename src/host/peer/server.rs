@@ -96,7 +96,7 @@ impl PeerServer {
                     );
                     self.listening.insert(key, tokio::spawn(task));
                 }
-                Err(error) => failed.push(format!("{} on {} cannot be listened at: {error}", key.0, key.1)),
+                Err(error) => failed.push(format!("{} on {} cannot be listened at, so no other host reaches this one there: {error} (`port` in the host file)", key.0, key.1)),
             }
         }
         failed

@@ -1,4 +1,4 @@
-//! Asking a migration to stop, from another thread.
+//! Asking a migration to stop, from another thread; or telling it what it would find out by waiting.
 
 use crossbeam_channel::{Receiver, Sender, bounded, never};
 
@@ -22,6 +22,36 @@ impl CancelHandle {
     pub fn cancel(&self) {
         // A full channel has been asked already; a closed one has ended.
         let _ = self.0.try_send(());
+    }
+}
+
+/// Tells a source that the destination's process has ended; from any thread.
+#[derive(Clone, Debug)]
+pub struct PeerGoneHandle(Sender<String>);
+
+/// The source's end of it.
+#[derive(Clone, Debug)]
+pub struct PeerGoneSignal(pub(super) Receiver<String>);
+
+/// A handle and the signal that goes into the options of one migration.
+#[must_use]
+pub fn peer_gone_pair() -> (PeerGoneHandle, PeerGoneSignal) {
+    let (sender, receiver) = bounded(1);
+    (PeerGoneHandle(sender), PeerGoneSignal(receiver))
+}
+
+impl PeerGoneHandle {
+    /// The connection counts as lost from now on: before the commit the guest goes on here, after it the journal there is asked.
+    pub fn tell(&self, why: &str) {
+        // Once is enough.
+        let _ = self.0.try_send(why.to_owned());
+    }
+}
+
+impl Default for PeerGoneSignal {
+    /// A signal that never comes.
+    fn default() -> Self {
+        Self(never())
     }
 }
 

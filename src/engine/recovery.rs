@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::chain;
 use super::journal::{Journal, JournalError, Peers, Unfinished};
 use crate::guest::{Guest, GuestError};
-use crate::migration::handover::{Outcome, SourceRecord};
+use crate::migration::handover::{NEVER_STARTED, Outcome, SourceRecord};
 use crate::session::query;
 use crate::session::trust::{PeerTrust, Trust};
 use crate::wire::control::Message;
@@ -81,10 +81,9 @@ pub fn resolve<G: Guest + ?Sized>(
         Recovered::Completed => {
             (Outcome::Completed { warnings: Vec::new() }, SourceRecord::Completed(unfinished.token))
         }
-        Recovered::Lost => (
-            Outcome::RolledBack { cause: "the destination has not started the guest and never will".into() },
-            SourceRecord::RolledBack(unfinished.token),
-        ),
+        Recovered::Lost => {
+            (Outcome::RolledBack { cause: NEVER_STARTED.into() }, SourceRecord::RolledBack(unfinished.token))
+        }
         Recovered::InDoubt(_) => return Ok(Outcome::InDoubt { token: unfinished.token }),
     };
     journal.record_source(unfinished.migration, &unfinished.peers, record)?;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::unbounded;
 
-use super::cancel::CancelSignal;
+use super::cancel::{CancelSignal, PeerGoneSignal};
 use super::cpu::CpuMeter;
 use super::fault::FaultPlan;
 use super::journal::{Journal, Peers};
@@ -60,6 +60,8 @@ pub struct MigrateOptions {
     pub digest_ram: bool,
     /// Stops it.
     pub cancel: CancelSignal,
+    /// Says that the destination's process has ended, for who can know.
+    pub peer_gone: PeerGoneSignal,
     /// What is to go wrong, in tests.
     pub faults: FaultPlan,
 }
@@ -85,6 +87,7 @@ impl MigrateOptions {
             reopen_within: Duration::from_secs(10),
             digest_ram: false,
             cancel: CancelSignal::default(),
+            peer_gone: PeerGoneSignal::default(),
             faults: FaultPlan::default(),
         }
     }

@@ -7,6 +7,9 @@
 
 use crate::wire::control::{Message, Token};
 
+/// Why a source whose destination answered `Fenced` has its guest again: the word comes without a reason.
+pub const NEVER_STARTED: &str = "the destination has not started the guest and never will";
+
 /// The right to let the guest run. There is one per host and migration; it can be moved, not copied.
 #[derive(Debug, PartialEq, Eq)]
 pub struct ResumeRight(());

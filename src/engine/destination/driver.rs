@@ -152,6 +152,10 @@ impl<'a, G: Guest> Driver<'a, G> {
         let deadline = self.machine.poll_timeout().map(|deadline| self.began + deadline);
         let patience = deadline.map_or(IDLE, |deadline| deadline.saturating_duration_since(Instant::now()));
         let cancelled = self.options.cancel.0.clone();
+        if cancelled.try_recv().is_ok() {
+            // Whoever cancels in time is obeyed, whatever else has come by now.
+            return self.tell(DestinationInput::Cancel);
+        }
         select! {
             recv(self.session_events) -> event => match event {
                 Ok(event) => self.session_event(event),

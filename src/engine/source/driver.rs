@@ -29,6 +29,8 @@ use crate::wire::preamble::{MigrationId, Secret};
 
 /// How often the observer is told.
 const TICK: Duration = Duration::from_millis(100);
+/// How long a destination that takes no channels is listened to: why does it not?
+const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long one question about a token may take; the next comes soon enough.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -146,9 +148,14 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
 
     /// Waits for one event, the machine's deadline or the next tick.
     fn wait(&mut self, next_tick: Instant) {
+        let gone = self.options.peer_gone.0.clone();
         let deadline = self.machine.poll_timeout().map(|deadline| self.began + deadline);
         let until = deadline.map_or(next_tick, |deadline| deadline.min(next_tick));
         let cancelled = self.options.cancel.0.clone();
+        if cancelled.try_recv().is_ok() {
+            // Whoever cancels in time is obeyed, whatever else has come by now.
+            return self.tell(SourceInput::Cancel);
+        }
         select! {
             recv(self.session_events) -> event => match event {
                 Ok(event) => self.session_event(event),
@@ -160,6 +167,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 Err(_) => self.link_events = never(),
             },
             recv(cancelled) -> asked => if asked.is_ok() { self.tell(SourceInput::Cancel) },
+            recv(gone) -> why => if let Ok(why) = why { self.tell(SourceInput::LinkLost(why)) },
             default(until.saturating_duration_since(Instant::now())) => {}
         }
         if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
@@ -255,6 +263,9 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             SourceAction::Send(message) => self.send(&message),
             SourceAction::OpenChannels(accept) => {
                 let input = self.open_channels(&accept).map(|()| SourceInput::ChannelsOpen);
+                if input.is_err() {
+                    self.hear_why();
+                }
                 self.answer("open the data channels", input);
             }
             SourceAction::StartTracking => {
@@ -362,6 +373,16 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         tracing::info!(migration = %self.id, mode = resolved.used.name(), reason = resolved.reason, "channels are open");
         self.resolved = Some(resolved);
         Ok(())
+    }
+
+    /// A destination that gives up takes no channels, and says why on the link.
+    fn hear_why(&mut self) {
+        let until = Instant::now() + LAST_WORD;
+        while self.machine.phase() == PhaseName::SetUp
+            && let Ok(event) = self.link_events.recv_deadline(until)
+        {
+            self.link_event(event);
+        }
     }
 
     fn start_tracking(&mut self) -> Result<PageSet, GuestError> {

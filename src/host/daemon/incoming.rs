@@ -7,25 +7,27 @@ use std::time::{Duration, Instant};
 
 use super::settings::Settings;
 use super::tables::Active;
-use super::{ANSWER, Daemon, account, digits, guests, now, watch};
+use super::{ANSWER, Daemon, account, digits, guests, log_line, now, watch};
 use crate::engine::chain;
 use crate::host::api::check::{Check, CheckStatus};
 use crate::host::api::guest::{GuestInfo, GuestState};
-use crate::host::api::migration::{Direction, Migration, MigrationState};
+use crate::host::api::migration::{Direction, LogLine, Migration, MigrationState};
 use crate::host::guest_process::GuestProcess;
 use crate::host::holder::protocol::{Agreed, Command, Event, ListenAt, ReceiveSpec};
 use crate::host::network::probe::EchoService;
 use crate::host::peer::client::{Dial, PeerTarget};
-use crate::host::peer::messages::{AdmitAnswer, AdmitRequest, CheckAnswer, CheckRequest, MigrationAnswer};
+use crate::host::peer::messages::{
+    AdmitAnswer, AdmitRequest, CheckAnswer, CheckRequest, Gone, MigrationAnswer,
+};
 use crate::host::peer::reach;
 use crate::host::peer::server::Caller;
 use crate::host::preflight::facts::{Known, Sources, gather};
 use crate::host::preflight::{HostFacts, checks};
 use crate::session::mode::TransferMode;
 
-/// How long a source that gave up waits for its place to be taken away.
+/// How long a host whose end is gone waits for what becomes of the other end.
 const GIVEN_UP: Duration = Duration::from_secs(3);
-/// How often it is looked whether it has been.
+/// How often it is looked whether that is known.
 const LOOK: Duration = Duration::from_millis(20);
 
 impl Daemon {
@@ -233,27 +235,60 @@ impl Daemon {
         }))
     }
 
-    /// The source of a migration to here says that it will not come.
+    /// The other host says that its end of a migration is not to be waited for any more. Answers what became of it here.
     ///
     /// # Errors
     /// When it is none of the caller's business.
-    pub async fn source_is_gone(&self, caller: &Caller, id: &str) -> Result<MigrationAnswer, String> {
-        let answer = self.answer_migration(caller, id)?;
-        let guest = self.with_migration(id, false, |active| {
-            (active.migration.direction == Direction::Incoming).then(|| active.migration.guest.clone())
+    pub async fn peer_is_gone(
+        &self,
+        caller: &Caller,
+        id: &str,
+        gone: Gone,
+    ) -> Result<MigrationAnswer, String> {
+        self.answer_migration(caller, id)?;
+        let ours = self.with_migration(id, true, |active| {
+            let news = active.peer_gone.replace(gone.clone()).is_none();
+            (news, active.migration.direction, active.migration.guest.clone())
         });
-        if let Some(Some(guest)) = guest {
-            self.say(id, "the source says that it will not come any more");
-            if let Ok(process) = self.process(&guest) {
-                let _ = process.request(Command::Cancel, ANSWER).await;
-            }
-            // Whoever comes again at once is to find the place free.
-            let began = Instant::now();
-            while self.with_migration(id, false, |_| ()).is_some() && began.elapsed() < GIVEN_UP {
-                tokio::time::sleep(LOOK).await;
-            }
+        let Some((news, direction, guest)) = ours else {
+            self.amend(id, &gone);
+            return self.answer_migration(caller, id);
+        };
+        if news {
+            self.say(id, format!("the other host says: {}", gone.cause));
         }
-        Ok(answer)
+        let command = match direction {
+            Direction::Incoming => Command::Cancel,
+            Direction::Outgoing => Command::PeerGone { cause: gone.cause },
+        };
+        if let Ok(process) = self.process(&guest) {
+            let _ = process.request(command, ANSWER).await;
+        }
+        // Whoever comes again at once is to find the place free, and whoever asks what became of it wants to know.
+        let began = Instant::now();
+        while self.with_migration(id, false, |_| ()).is_some() && began.elapsed() < GIVEN_UP {
+            tokio::time::sleep(LOOK).await;
+        }
+        self.answer_migration(caller, id)
+    }
+
+    /// A migration that is over here was ended by what has happened at the other host: the histories of both are to agree.
+    fn amend(&self, id: &str, gone: &Gone) {
+        let Ok(mut migration) = self.history.find(id) else { return };
+        let lost = match (migration.direction, migration.state) {
+            // It had come to its destination, and was gone before that host had noted it.
+            (Direction::Outgoing, MigrationState::Completed) => true,
+            (Direction::Incoming, MigrationState::RolledBack) => gone.lost,
+            _ => false,
+        };
+        if lost {
+            migration.state = MigrationState::Lost;
+            migration.cause = Some(gone.cause.clone());
+            let text = format!("lost after all, as the other host says: {}", gone.cause);
+            log_line(id, &migration.guest, migration.insecure, &text);
+            migration.log.push(LogLine { at: now(), text });
+            self.recorded(&migration);
+        }
     }
 }
 

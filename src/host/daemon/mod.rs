@@ -3,12 +3,13 @@
 //! - [`run`] starts it and keeps it going; [`routes`] is its HTTP API, [`peer_routes`] what other daemons may ask.
 //! - [`outgoing`] takes a migration from the request, by the checks ([`check`]), to the guest's process; [`incoming`] makes the
 //!   place for one.
-//! - [`watch`] listens to a guest's process for as long as it lives, and decides what its end means.
+//! - [`watch`] listens to a guest's process for as long as it lives, [`ended`] decides what its end means.
 //! - [`recover`] finds everything again after a restart.
 //! - [`tables`] is what it has in mind, [`store`] what is on disk; [`share`] divides the bandwidth.
 
 mod account;
 pub mod check;
+mod ended;
 pub mod guests;
 pub mod incoming;
 pub mod outgoing;
@@ -114,8 +115,14 @@ impl Daemon {
 
     /// Forgets a guest.
     fn remove_guest(&self, name: &str) {
+        self.remove_guest_if(name, |_| true);
+    }
+
+    fn remove_guest_if(&self, name: &str, condition: impl FnOnce(&Guest) -> bool) {
         let mut tables = self.tables();
-        if let Some(guest) = tables.guests.remove(name) {
+        if tables.guests.get(name).is_some_and(condition)
+            && let Some(guest) = tables.guests.remove(name)
+        {
             self.wrote(self.store.remove_guest(&guest.record));
         }
     }
@@ -163,14 +170,18 @@ impl Daemon {
         let text = ending(&migration);
         migration.log.push(LogLine { at: end, text: text.clone() });
         // The record of the end comes first: a crash in between is found out again from the guest's process or the journal.
-        if let Err(error) = self.history.record(&migration) {
-            tracing::error!("the history cannot be written: {}", chain(&error));
-        }
+        self.recorded(&migration);
         self.wrote(self.store.remove_migration(id));
         drop(tables);
         log_line(id, &migration.guest, migration.insecure, &text);
         self.metrics.ended(&migration);
         self.freed.notify_waiters();
+    }
+
+    fn recorded(&self, migration: &Migration) {
+        if let Err(error) = self.history.record(migration) {
+            tracing::error!("the history cannot be written: {}", chain(&error));
+        }
     }
 
     /// Divides the bandwidth anew between those that send.

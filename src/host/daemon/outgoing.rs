@@ -17,7 +17,7 @@ use crate::host::api::check::{Check, CheckStatus, PathInfo};
 use crate::host::api::guest::GuestState;
 use crate::host::api::migration::{Direction, MigrateRequest, Migration, MigrationState};
 use crate::host::holder::protocol::{Agreed, Command, MovePath, MoveSpec};
-use crate::host::peer::messages::{AdmitAnswer, AdmitRequest, CheckRequest, MigrationAnswer};
+use crate::host::peer::messages::{AdmitAnswer, AdmitRequest, CheckRequest, Gone, MigrationAnswer};
 use crate::session::mode::TransferMode;
 
 /// How long another daemon may take to make a place.
@@ -129,7 +129,7 @@ impl Daemon {
                     self.wait_for_destination(id, &why).await;
                 }
                 Err(failure) => {
-                    self.tell_gone(id).await;
+                    self.tell_gone(id, false, &failure.to_string()).await;
                     self.with_guest(name, |guest| {
                         // Its process may have ended meanwhile, which says more.
                         if guest.record.info.state == GuestState::Moving {
@@ -177,7 +177,16 @@ impl Daemon {
         self.note(id, None);
         let mode = request.mode.unwrap_or(settings.config().performance_option);
         let checked = self.checked(id, name, &request.to, mode, settings).await?;
-        if checked.checks.iter().any(|check| check.status == CheckStatus::Failed) {
+        let failed: Vec<&Check> =
+            checked.checks.iter().filter(|check| check.status == CheckStatus::Failed).collect();
+        if let [only] = failed[..]
+            && only.name == "slots"
+            && request.wait
+            && checked.theirs.max_incoming > 0
+        {
+            return Err(MigrateFailure::Busy(only.finding.clone()));
+        }
+        if !failed.is_empty() {
             return Err(MigrateFailure::Checks(checked.checks));
         }
         let admitted = self.admit(id, request, mode, settings, &checked).await?;
@@ -369,11 +378,12 @@ impl Daemon {
     }
 
     /// The destination need not wait for a source that does not come any more.
-    pub(super) async fn tell_gone(&self, id: &str) {
+    pub(super) async fn tell_gone(&self, id: &str, lost: bool, cause: &str) {
         let Some(Some(peer)) = self.with_migration(id, false, |active| active.peer.clone()) else { return };
         let trust = self.settings().trust.clone();
         let path = format!("/peer/v1/migrations/{id}/gone");
-        if let Err(error) = peer.call::<_, MigrationAnswer>(&trust, &path, &(), ANSWER).await {
+        let gone = Gone { lost, cause: cause.to_owned() };
+        if let Err(error) = peer.call::<_, MigrationAnswer>(&trust, &path, &gone, ANSWER).await {
             self.say(id, format!("the destination could not be told: {error}"));
         }
     }

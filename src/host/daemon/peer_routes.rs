@@ -11,7 +11,7 @@ use serde::Serialize;
 
 use super::Daemon;
 use crate::host::api::ApiError;
-use crate::host::peer::messages::{AdmitRequest, CheckRequest};
+use crate::host::peer::messages::{AdmitRequest, CheckRequest, Gone};
 use crate::host::peer::server::Caller;
 
 /// The largest request: a guest's configuration of 1 MiB in hexadecimal digits, and as much again.
@@ -71,6 +71,7 @@ async fn gone(
     State(daemon): State<Arc<Daemon>>,
     Extension(caller): Extension<Caller>,
     Path(id): Path<String>,
+    Json(gone): Json<Gone>,
 ) -> Response {
-    answer(&caller, daemon.source_is_gone(&caller, &id).await)
+    answer(&caller, daemon.peer_is_gone(&caller, &id, gone).await)
 }

@@ -22,7 +22,7 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
         let mut tables = daemon.tables();
         for record in migrations {
             let mut active = Active::new(record.migration, Arc::clone(&settings), None);
-            active.peer = record.peer;
+            (active.peer, active.peer_gone) = (record.peer, record.peer_gone);
             tables.migrations.insert(active.migration.id.clone(), active);
         }
         for record in &guests {

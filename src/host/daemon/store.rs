@@ -22,6 +22,7 @@ use crate::host::api::guest::GuestInfo;
 use crate::host::api::migration::Migration;
 use crate::host::files;
 use crate::host::peer::client::PeerTarget;
+use crate::host::peer::messages::Gone;
 
 /// How long the log of a process that has ended is kept.
 const KEEP_LOGS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -69,6 +70,9 @@ pub struct MigrationRecord {
     pub migration: Migration,
     /// How the other host's daemon is reached, once that is known.
     pub peer: Option<PeerTarget>,
+    /// What the other host said when its end was gone.
+    #[serde(default)]
+    pub peer_gone: Option<Gone>,
 }
 
 /// A state directory that this daemon has for itself.

@@ -13,6 +13,7 @@ use crate::host::api::guest::GuestState;
 use crate::host::api::migration::{Direction, Migration, MigrationState};
 use crate::host::guest_process::GuestProcess;
 use crate::host::peer::client::PeerTarget;
+use crate::host::peer::messages::Gone;
 
 /// A guest.
 #[derive(Debug)]
@@ -32,6 +33,8 @@ pub struct Active {
     pub migration: Migration,
     /// How the other host's daemon is reached.
     pub peer: Option<PeerTarget>,
+    /// What the other host said when its end was gone.
+    pub peer_gone: Option<Gone>,
     /// The host file that it began with.
     pub settings: Arc<Settings>,
     /// The most that it was asked to send, in bytes a second.
@@ -51,6 +54,7 @@ impl Active {
         Self {
             migration,
             peer: None,
+            peer_gone: None,
             settings,
             own_cap,
             cancel: watch::Sender::new(false),
@@ -62,7 +66,11 @@ impl Active {
     /// What is kept of it.
     #[must_use]
     pub fn record(&self) -> MigrationRecord {
-        MigrationRecord { migration: self.migration.clone(), peer: self.peer.clone() }
+        MigrationRecord {
+            migration: self.migration.clone(),
+            peer: self.peer.clone(),
+            peer_gone: self.peer_gone.clone(),
+        }
     }
 
     /// Whether it takes a slot: it is being checked or under way. One in doubt moves nothing.

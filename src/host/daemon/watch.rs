@@ -1,4 +1,4 @@
-//! Listens to the process that holds a guest, for as long as it lives, and decides what its end means. The same whether the
+//! Listens to the process that holds a guest, for as long as it lives ([`super::ended`] comes after). The same whether the
 //! process was started just now or found again after a restart: its first word tells how it stands.
 
 use std::sync::Arc;
@@ -7,23 +7,23 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::account::{note_moved, note_progress};
+use super::tables::Guest;
 use super::{ANSWER, Daemon, now};
-use crate::engine::chain;
-use crate::engine::journal::SourceEntry;
-use crate::engine::recovery::{Recovered, recover_one};
 use crate::engine::source::MigrationId;
 use crate::host::api::guest::GuestState;
 use crate::host::api::migration::MigrationState;
 use crate::host::guest_process::{Attached, GuestProcess};
 use crate::host::holder::protocol::{Arrived, Command, Doing, Event, HolderState, MoveProgress, Moved};
-use crate::host::peer::messages::MigrationAnswer;
+use crate::host::peer::messages::{Gone, MigrationAnswer};
+use crate::migration::handover::NEVER_STARTED;
 
 /// How long a process that is being made ready by a daemon that has gone is left alone.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
-/// How long between two questions.
-const ASK_AGAIN: Duration = Duration::from_secs(2);
 /// How long a question may take.
-const QUESTION: Duration = Duration::from_secs(5);
+pub(super) const QUESTION: Duration = Duration::from_secs(5);
+/// How long a destination may take to note why it did not start a guest, and how often it is asked.
+const REASON: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(50);
 /// How long a source may take from its admission to its connection.
 const COME_WITHIN: Duration = Duration::from_secs(30);
 
@@ -40,23 +40,33 @@ pub fn watch_again(daemon: &Arc<Daemon>, name: &str, attached: Attached) {
 fn listen(daemon: &Arc<Daemon>, name: &str, attached: Attached, found: bool) {
     let (process, events) = attached;
     let process = Arc::new(process);
-    daemon.with_guest(name, |guest| {
+    let instance = daemon.with_guest(name, |guest| {
         guest.process = Some(Arc::clone(&process));
         guest.record.info.pid = Some(process.pid());
+        guest.record.instance.clone()
     });
-    let watch = Watch { daemon: Arc::clone(daemon), name: name.to_owned() };
+    let Some(instance) = instance else { return };
+    let watch = Watch { daemon: Arc::clone(daemon), name: name.to_owned(), instance };
     tokio::spawn(async move { watch.run((process, events), found).await });
 }
 
 /// A guest's process has ended while nobody listened.
 pub fn watch_the_dead(daemon: &Arc<Daemon>, name: &str) {
-    let watch = Watch { daemon: Arc::clone(daemon), name: name.to_owned() };
+    let instance = daemon.with_guest(name, |guest| {
+        guest.record.info.pid = None;
+        guest.record.instance.clone()
+    });
+    let Some(instance) = instance else { return };
+    let watch = Watch { daemon: Arc::clone(daemon), name: name.to_owned(), instance };
     tokio::spawn(async move { watch.ended().await });
 }
 
-struct Watch {
-    daemon: Arc<Daemon>,
-    name: String,
+/// Who listens to one process.
+pub(super) struct Watch {
+    pub(super) daemon: Arc<Daemon>,
+    pub(super) name: String,
+    /// Which of its processes: another guest may have the name before this one has ended.
+    instance: String,
 }
 
 type Listening = (Arc<GuestProcess>, tokio::sync::broadcast::Receiver<Event>);
@@ -96,7 +106,7 @@ impl Watch {
                 }
             }
         }
-        self.daemon.with_guest(&self.name, |guest| {
+        self.with_guest(|guest| {
             guest.process = None;
             guest.record.info.pid = None;
         });
@@ -104,22 +114,41 @@ impl Watch {
     }
 
     async fn attach_again(&self) -> Option<Listening> {
-        let socket = self.daemon.with_guest(&self.name, |guest| guest.record.instance.clone())?;
-        let (process, events) = GuestProcess::attach(&self.daemon.store.socket(&socket)).await.ok()?;
+        let socket = self.daemon.store.socket(&self.instance);
+        let (process, events) = GuestProcess::attach(&socket).await.ok()?;
         let process = Arc::new(process);
-        self.daemon.with_guest(&self.name, |guest| guest.process = Some(Arc::clone(&process)));
+        self.with_guest(|guest| guest.process = Some(Arc::clone(&process)));
         Some((process, events))
     }
 
     /// The migration that the guest takes part in, if it does.
-    fn migration(&self) -> Option<String> {
-        let tables = self.daemon.tables();
-        let id = tables.guests.get(&self.name)?.record.info.migration.clone()?;
-        tables.migrations.contains_key(&id).then_some(id)
+    pub(super) fn migration(&self) -> Option<String> {
+        let id = self.with_guest(|guest| guest.record.info.migration.clone())??;
+        self.daemon.tables().migrations.contains_key(&id).then_some(id)
     }
 
     fn state(&self) -> Option<GuestState> {
-        self.daemon.tables().guests.get(&self.name).map(|guest| guest.record.info.state)
+        self.with_guest(|guest| guest.record.info.state)
+    }
+
+    pub(super) fn with_guest<T>(&self, change: impl FnOnce(&mut Guest) -> T) -> Option<T> {
+        let change = |guest: &mut Guest| self.is_of(guest).then(|| change(guest));
+        self.daemon.with_guest(&self.name, change).flatten()
+    }
+
+    fn is_of(&self, guest: &Guest) -> bool {
+        guest.record.instance == self.instance
+    }
+
+    pub(super) fn is(&self, state: GuestState, note: Option<String>) {
+        self.with_guest(|guest| {
+            guest.record.info.state = state;
+            guest.record.info.note = note;
+        });
+    }
+
+    pub(super) fn remove(&self) {
+        self.daemon.remove_guest_if(&self.name, |guest| self.is_of(guest));
     }
 
     /// Whether it is to arrive and its source has not come yet.
@@ -149,7 +178,7 @@ impl Watch {
         }
         let state = self.state();
         match (hello.doing, state) {
-            (Doing::Moving | Doing::InDoubt, _) => {
+            (Doing::Moving, _) => {
                 if let (Some(id), Some(progress)) = (self.migration(), hello.progress) {
                     self.daemon.with_migration(&id, true, |active| {
                         active.migration.state = MigrationState::Running;
@@ -161,21 +190,28 @@ impl Watch {
                 // It was waiting, or was being checked.
                 if let Some(id) = self.migration() {
                     let cause = "the daemon was restarted before the guest began to move; ask for it again";
+                    self.daemon.tell_gone(&id, false, cause).await;
                     self.daemon.finish(&id, MigrationState::RolledBack, Some(cause.into()));
                 }
-                self.daemon.guest_is(&self.name, GuestState::Running, None);
+                self.is(GuestState::Running, None);
             }
             (Doing::Running, Some(GuestState::Starting)) => {
-                self.daemon.guest_is(&self.name, GuestState::Running, None);
+                self.is(GuestState::Running, None);
+            }
+            (Doing::Receiving, Some(GuestState::Arriving)) => {
+                if hello.begun {
+                    self.begun();
+                }
+                self.ask_the_source(process).await;
             }
             // Started, or to be started, by a daemon that was killed then: there is no guest in it.
             (Doing::Nothing, Some(GuestState::Starting | GuestState::Arriving)) => {
-                self.daemon.with_guest(&self.name, |guest| guest.stopping = true);
+                self.with_guest(|guest| guest.stopping = true);
                 let _ = process.request(Command::Stop, ANSWER).await;
             }
             // Its migration is over, and only the process does not know that this is known.
             (Doing::Nothing, Some(GuestState::Moving | GuestState::InDoubt)) => {
-                self.daemon.with_guest(&self.name, |guest| guest.stopping = true);
+                self.with_guest(|guest| guest.stopping = true);
                 let _ = process.request(Command::Acknowledge, ANSWER).await;
             }
             _ => {}
@@ -184,20 +220,37 @@ impl Watch {
 
     async fn heard(&self, process: &GuestProcess, event: Event) {
         match event {
-            Event::Begun => {
-                if let Some(id) = self.migration() {
-                    self.daemon.with_migration(&id, true, |active| {
-                        active.migration.state = MigrationState::Running;
-                    });
-                    self.daemon.say(&id, "the source has connected, and its guest is being taken in");
-                }
-            }
+            Event::Begun => self.begun(),
             Event::Progress(progress) => self.progress(&progress),
             Event::Moved(moved) => self.moved(process, &moved).await,
             Event::Settled { here } => self.settled(process, here).await,
             Event::Arrived(arrived) => self.arrived(process, &arrived).await,
             _ => {}
         }
+    }
+
+    fn begun(&self) {
+        let Some(id) = self.migration() else { return };
+        let before = self.daemon.with_migration(&id, true, |active| {
+            std::mem::replace(&mut active.migration.state, MigrationState::Running)
+        });
+        if before != Some(MigrationState::Running) {
+            self.daemon.say(&id, "the source has connected, and its guest is being taken in");
+        }
+    }
+
+    /// A source that ended while nobody listened here could not tell.
+    async fn ask_the_source(&self, process: &GuestProcess) {
+        let Some(id) = self.migration() else { return };
+        let Some(answer) = self.ask_peer(&id).await else { return };
+        let lost = match answer.state {
+            Some(MigrationState::RolledBack) => false,
+            Some(MigrationState::Lost) => true,
+            _ => return,
+        };
+        let cause = answer.cause.unwrap_or_else(|| "the source has ended it".into());
+        self.daemon.with_migration(&id, true, |active| active.peer_gone = Some(Gone { lost, cause }));
+        let _ = process.request(Command::Cancel, ANSWER).await;
     }
 
     fn progress(&self, progress: &MoveProgress) {
@@ -223,7 +276,7 @@ impl Watch {
                     active.migration.state = MigrationState::InDoubt;
                     active.migration.cause = moved.cause.clone();
                 });
-                self.daemon.guest_is(&self.name, GuestState::InDoubt, moved.cause.clone());
+                self.is(GuestState::InDoubt, moved.cause.clone());
                 self.daemon
                     .say(&id, "in doubt: the destination is asked until it answers whose the guest is");
                 self.daemon.freed.notify_waiters();
@@ -235,19 +288,32 @@ impl Watch {
     async fn settled(&self, process: &GuestProcess, here: bool) {
         let Some(id) = self.migration() else { return };
         if here {
-            let cause = "the destination has not started the guest and never will".to_owned();
-            self.stays(process, &id, Some(cause)).await;
+            self.stays(process, &id, Some(NEVER_STARTED.into())).await;
         } else {
             self.has_left(process, &id).await;
         }
     }
 
     async fn has_left(&self, process: &GuestProcess, id: &str) {
-        self.daemon.with_guest(&self.name, |guest| guest.stopping = true);
         self.compare_ram(id).await;
-        self.daemon.with_migration(id, false, |active| active.migration.cause = None);
-        self.daemon.finish(id, MigrationState::Completed, None);
+        self.handed_over(id);
         let _ = process.request(Command::Acknowledge, ANSWER).await;
+    }
+
+    /// The guest is the other host's. The name is free before the end is told; the process has nothing, and ends.
+    pub(super) fn handed_over(&self, id: &str) {
+        self.remove();
+        let gone = self.daemon.with_migration(id, false, |active| {
+            active.migration.cause = None;
+            active
+                .peer_gone
+                .clone()
+                .map(|gone| format!("it was handed over to {}, and {}", active.migration.peer, gone.cause))
+        });
+        match gone.flatten() {
+            Some(cause) => self.daemon.finish(id, MigrationState::Lost, Some(cause)),
+            None => self.daemon.finish(id, MigrationState::Completed, None),
+        }
     }
 
     /// Holds the digest of RAM at the pause against the destination's, where it was asked for.
@@ -278,9 +344,37 @@ impl Watch {
     }
 
     async fn stays(&self, process: &GuestProcess, id: &str, cause: Option<String>) {
-        self.daemon.guest_is(&self.name, GuestState::Running, None);
+        self.is(GuestState::Running, None);
+        let cause = match cause {
+            Some(cause) if cause.ends_with(NEVER_STARTED) => Some(self.with_their_reason(id, cause).await),
+            other => other,
+        };
         self.daemon.finish(id, MigrationState::RolledBack, cause);
         let _ = process.request(Command::Acknowledge, ANSWER).await;
+    }
+
+    /// Why the destination did not start a guest that it had complete: only its daemon can say.
+    async fn with_their_reason(&self, id: &str, cause: String) -> String {
+        let began = Instant::now();
+        while began.elapsed() < REASON {
+            match self.ask_peer(id).await {
+                Some(MigrationAnswer { state: Some(state), cause: Some(theirs), .. }) if state.is_over() => {
+                    return format!("{cause}: {theirs}");
+                }
+                Some(_) => tokio::time::sleep(LOOK).await,
+                None => break,
+            }
+        }
+        cause
+    }
+
+    /// What the other host knows of a migration; nothing where it has told, or does not answer.
+    async fn ask_peer(&self, id: &str) -> Option<MigrationAnswer> {
+        let peer = self
+            .daemon
+            .with_migration(id, false, |active| active.peer.clone().filter(|_| active.peer_gone.is_none()));
+        let trust = self.daemon.settings().trust.clone();
+        peer??.call(&trust, &format!("/peer/v1/migrations/{id}"), &(), QUESTION).await.ok()
     }
 
     async fn arrived(&self, process: &GuestProcess, arrived: &Arrived) {
@@ -298,155 +392,29 @@ impl Watch {
             });
         }
         if arrived.running {
-            self.daemon.guest_is(&self.name, GuestState::Running, None);
-            self.daemon.with_guest(&self.name, |guest| guest.record.info.since = now());
+            self.is(GuestState::Running, None);
+            self.with_guest(|guest| guest.record.info.since = now());
         } else {
             // Whoever asks again is to find the name free. The process has nothing, and ends.
-            self.daemon.remove_guest(&self.name);
+            self.remove();
         }
         if let Some(id) = id {
-            let state = if arrived.running { MigrationState::Completed } else { MigrationState::RolledBack };
-            self.daemon.finish(&id, state, arrived.cause.clone());
+            if arrived.running {
+                self.daemon.finish(&id, MigrationState::Completed, None);
+            } else {
+                self.did_not_come(&id, arrived.cause.clone());
+            }
         }
         let _ = process.request(Command::Acknowledge, ANSWER).await;
     }
 
-    /// The process is gone. What does that mean for the guest?
-    async fn ended(&self) {
-        let Some((state, stopping)) =
-            self.daemon.with_guest(&self.name, |guest| (guest.record.info.state, guest.stopping))
-        else {
-            return;
-        };
-        let id = self.migration();
-        match (state, id) {
-            (GuestState::Moving | GuestState::InDoubt, Some(id)) => self.source_died(&id).await,
-            (GuestState::Arriving, Some(id)) => self.destination_died(&id).await,
-            _ if stopping || self.has_moved() => self.daemon.remove_guest(&self.name),
-            (GuestState::Arriving, None) => self.daemon.remove_guest(&self.name),
-            (GuestState::Starting, _) => self.lost("its process ended before it had started"),
-            _ => self.lost("its process ended, and its memory with it"),
-        }
-        self.daemon.rebalance().await;
-    }
-
-    /// Whether the journal says that the guest runs at another host.
-    fn has_moved(&self) -> bool {
-        let id = self.daemon.with_guest(&self.name, |guest| {
-            let leaving = matches!(guest.record.info.state, GuestState::Moving | GuestState::InDoubt);
-            guest.record.info.migration.clone().filter(|_| leaving)
-        });
-        let Some(Some(Ok(id))) = id.map(|id| id.map(|id| parse_id(&id))) else { return false };
-        matches!(self.daemon.journal.source_record(id), Ok(Some(SourceEntry::Completed)))
-    }
-
-    fn lost(&self, why: &str) {
-        let log = self.daemon.with_guest(&self.name, |guest| guest.record.instance.clone());
-        let log = log.map(|instance| self.daemon.store.log(&instance)).unwrap_or_default();
-        let note =
-            format!("{why}; its log is {}; `pageferry guest stop {}` forgets it", log.display(), self.name);
-        tracing::error!("guest {}: {note}", self.name);
-        self.daemon.guest_is(&self.name, GuestState::Lost, Some(note));
-    }
-
-    /// The process at the source died with the guest in it. If it had told the destination to run the guest, that may.
-    async fn source_died(&self, id: &str) {
-        self.daemon.say(id, "the process that held the guest here has ended");
-        let Ok(migration) = parse_id(id) else { return };
-        loop {
-            match self.daemon.journal.source_record(migration) {
-                Ok(Some(SourceEntry::Completed)) => {
-                    self.daemon.remove_guest(&self.name);
-                    return self.daemon.finish(id, MigrationState::Completed, None);
-                }
-                Ok(Some(SourceEntry::Committing(unfinished))) => {
-                    let (journal, trust) =
-                        (self.daemon.journal.clone(), self.daemon.settings().trust.clone());
-                    let asked = tokio::task::spawn_blocking(move || {
-                        recover_one(&unfinished, &journal, &trust, QUESTION)
-                    });
-                    match asked.await {
-                        Ok(Ok(Recovered::Completed)) => {
-                            self.daemon.say(id, "the destination answers that it runs the guest");
-                            self.daemon.remove_guest(&self.name);
-                            return self.daemon.finish(id, MigrationState::Completed, None);
-                        }
-                        Ok(Ok(Recovered::Lost)) => {
-                            return self.lost_on_the_way(
-                                id,
-                                "the process that held it ended, and the destination had not everything of it",
-                            );
-                        }
-                        Ok(Ok(Recovered::InDoubt(why))) => self.doubt(id, &why),
-                        Ok(Err(error)) => self.doubt(id, &chain(&error)),
-                        Err(error) => self.doubt(id, &error.to_string()),
-                    }
-                }
-                Ok(None | Some(SourceEntry::RolledBack)) => {
-                    self.daemon.tell_gone(id).await;
-                    return self.lost_on_the_way(id, "the process that held it ended before it had moved");
-                }
-                Err(error) => self.doubt(id, &chain(&error)),
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
-        }
-    }
-
-    fn lost_on_the_way(&self, id: &str, why: &str) {
-        self.daemon.finish(id, MigrationState::Lost, Some(why.into()));
-        self.lost(why);
-    }
-
-    fn doubt(&self, id: &str, why: &str) {
-        let cause = format!(
-            "the process that held the guest ended after it had told the destination to run it, and the destination does not say whether it does: {why}"
-        );
-        let news = self.daemon.with_migration(id, true, |active| {
-            let news = active.migration.cause.as_deref() != Some(cause.as_str());
-            active.migration.state = MigrationState::InDoubt;
-            active.migration.cause = Some(cause.clone());
-            news
-        });
-        self.daemon.guest_is(&self.name, GuestState::InDoubt, Some(cause.clone()));
-        if news == Some(true) {
-            self.daemon.say(id, format!("in doubt: {cause}; it is asked every {} s", ASK_AGAIN.as_secs()));
-        }
-    }
-
-    /// The process at the destination died. The source knows whether it had run the guest.
-    async fn destination_died(&self, id: &str) {
-        self.daemon.say(id, "the process that was to take the guest in has ended");
-        let path = format!("/peer/v1/migrations/{id}");
-        loop {
-            let peer = self.daemon.with_migration(id, false, |active| active.peer.clone());
-            let Some(peer) = peer else { return self.daemon.remove_guest(&self.name) };
-            let answer = match peer {
-                None => Ok(MigrationAnswer::default()),
-                Some(peer) => {
-                    let trust = self.daemon.settings().trust.clone();
-                    peer.call::<_, MigrationAnswer>(&trust, &path, &(), QUESTION).await
-                }
-            };
-            match answer.map(|answer| answer.state) {
-                Ok(Some(MigrationState::Completed)) => {
-                    return self
-                        .lost_on_the_way(id, "it arrived here, and the process that held it ended at once");
-                }
-                Ok(Some(MigrationState::RolledBack | MigrationState::Lost) | None) => {
-                    self.daemon.remove_guest(&self.name);
-                    let cause = "the process that was to take the guest in ended; see its log";
-                    return self.daemon.finish(id, MigrationState::RolledBack, Some(cause.into()));
-                }
-                Ok(Some(_)) => {}
-                Err(error) => {
-                    self.daemon.with_migration(id, true, |active| {
-                        active.migration.state = MigrationState::InDoubt;
-                        active.migration.cause =
-                            Some(format!("the source is asked what became of the guest: {error}"));
-                    });
-                }
-            }
-            tokio::time::sleep(ASK_AGAIN).await;
+    /// A guest that was to arrive does not, and nothing of it is here.
+    pub(super) fn did_not_come(&self, id: &str, cause: Option<String>) {
+        // The source knows better why, where it has told.
+        match self.daemon.with_migration(id, false, |active| active.peer_gone.clone()).flatten() {
+            Some(Gone { lost: true, cause }) => self.daemon.finish(id, MigrationState::Lost, Some(cause)),
+            Some(gone) => self.daemon.finish(id, MigrationState::RolledBack, Some(gone.cause)),
+            None => self.daemon.finish(id, MigrationState::RolledBack, cause),
         }
     }
 }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::engine::cancel::CancelHandle;
+use crate::engine::cancel::{CancelHandle, PeerGoneHandle};
 use crate::engine::chain;
 use crate::engine::endpoint::Endpoint;
 use crate::engine::fault::FaultPlan;
@@ -149,9 +149,16 @@ struct Holder {
 }
 
 struct Busy {
-    cancel: CancelHandle,
-    caps: RateCaps,
+    handles: Handles,
     thread: JoinHandle<()>,
+}
+
+/// What a move or arrival is told by while it is under way.
+struct Handles {
+    cancel: CancelHandle,
+    /// Only for a move: an arrival is cancelled.
+    peer_gone: Option<PeerGoneHandle>,
+    caps: RateCaps,
 }
 
 impl Holder {
@@ -223,13 +230,20 @@ impl Holder {
             Command::Move(spec) => self.migrate(&spec),
             Command::Cancel => {
                 if let Some(busy) = &*lock(&self.busy) {
-                    busy.cancel.cancel();
+                    busy.handles.cancel.cancel();
+                }
+                Ok(Event::Done)
+            }
+            Command::PeerGone { cause } => {
+                if let Some(gone) = lock(&self.busy).as_ref().and_then(|busy| busy.handles.peer_gone.as_ref())
+                {
+                    gone.tell(&cause);
                 }
                 Ok(Event::Done)
             }
             Command::SetCaps(caps) => {
                 if let Some(busy) = &*lock(&self.busy) {
-                    work::set_caps(&busy.caps, &caps);
+                    work::set_caps(&busy.handles.caps, &caps);
                 }
                 Ok(Event::Done)
             }

@@ -163,6 +163,11 @@ pub enum Command {
     Move(MoveSpec),
     /// Stop moving or receiving.
     Cancel,
+    /// The destination's process has ended, as its host says: do not wait for it.
+    PeerGone {
+        /// In words.
+        cause: String,
+    },
     /// Send no more than this, from now on.
     SetCaps(Caps),
     /// Say what the guest has seen of itself.
@@ -231,6 +236,9 @@ pub struct HolderState {
     pub doing: Doing,
     /// The migration that it does, or did last, where two daemons agreed on one.
     pub migration: Option<String>,
+    /// Whether the source of the guest that it takes in has connected.
+    #[serde(default)]
+    pub begun: bool,
     /// Where the move stands.
     pub progress: Option<MoveProgress>,
     /// The end of a move that nobody has acknowledged.

@@ -8,8 +8,8 @@ use super::convert::{arrived, move_progress, moved};
 use super::protocol::{
     Agreed, Caps, Doing, Event, GuestNeeds, GuestSeen, GuestSpec, ListenAt, MoveSpec, ReceiveSpec,
 };
-use super::{Busy, Holder, lock};
-use crate::engine::cancel::{CancelHandle, cancel_pair};
+use super::{Busy, Handles, Holder, lock};
+use crate::engine::cancel::{cancel_pair, peer_gone_pair};
 use crate::engine::destination::{ReceiveOptions, Setup, receive};
 use crate::engine::endpoint::{Admission, Endpoint, ListenOn, ListenerOptions};
 use crate::engine::fault::FaultPlan;
@@ -141,11 +141,13 @@ impl Holder {
             let mut state = self.state();
             state.doing = Doing::Receiving;
             state.migration = spec.agreed.as_ref().map(|agreed| agreed.migration.clone());
+            state.begun = false;
         }
         let (holder, tracker, huge) = (Arc::clone(self), spec.tracker, spec.huge_pages);
         // The place is made before anybody is told: a source that is told of it finds it.
         let (made, place_made) = crossbeam_channel::bounded::<()>(1);
-        self.spawn(cancel, RateCaps::default(), move || {
+        let handles = Handles { cancel, peer_gone: None, caps: RateCaps::default() };
+        self.spawn(handles, move || {
             let place = match agreement.admission {
                 Some(admission) => endpoint.expect_only(admission),
                 None => endpoint.expect(),
@@ -153,6 +155,7 @@ impl Holder {
             let _ = made.send(());
             let outlet_holder = Arc::clone(&holder);
             let mut make = |setup: &Setup| {
+                outlet_holder.state().begun = true;
                 outlet_holder.outlet.emit(Event::Begun);
                 guests::skeleton(setup, tracker, huge)
             };
@@ -211,6 +214,7 @@ impl Holder {
         let faults = self.faults(spec.fault.as_ref())?;
         let mut guest = lock(&self.guest).take().ok_or("there is no guest here")?;
         let (cancel, signal) = cancel_pair();
+        let (peer_gone, peer_gone_signal) = peer_gone_pair();
         let caps = RateCaps::default();
         set_caps(&caps, &spec.caps);
         let options = MigrateOptions {
@@ -233,6 +237,7 @@ impl Holder {
             patience: Patience { doubt: Duration::from_millis(spec.doubt_ms), ..Patience::default() },
             digest_ram: spec.digest_ram,
             cancel: signal,
+            peer_gone: peer_gone_signal,
             faults,
             ..MigrateOptions::new(&spec.name, guest.kind_name(), paths)
         };
@@ -244,7 +249,8 @@ impl Holder {
         }
         let holder = Arc::clone(self);
         let slot = Arc::clone(&self.guest);
-        let spawned = self.spawn(cancel, caps, move || {
+        let handles = Handles { cancel, peer_gone: Some(peer_gone), caps };
+        let spawned = self.spawn(handles, move || {
             guest.reset_gap();
             let before = GuestSeen::now(guest.report());
             let mut observer = |progress: &observe::Progress| {
@@ -305,19 +311,14 @@ impl Holder {
         self.outlet.emit(Event::Settled { here });
     }
 
-    fn spawn(
-        &self,
-        cancel: CancelHandle,
-        caps: RateCaps,
-        work: impl FnOnce() + Send + 'static,
-    ) -> Result<(), String> {
+    fn spawn(&self, handles: Handles, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
         // Held while it starts, so that its end cannot be looked for before it is there.
         let mut busy = lock(&self.busy);
         let thread = std::thread::Builder::new()
             .name("pf-engine".into())
             .spawn(work)
             .map_err(|error| format!("no thread for the migration: {error}"))?;
-        *busy = Some(Busy { cancel, caps, thread });
+        *busy = Some(Busy { handles, thread });
         Ok(())
     }
 }

@@ -86,6 +86,17 @@ pub enum AdmitAnswer {
     },
 }
 
+/// The other end of a migration is not to be waited for any more: it gave up before it began, or its process has ended.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Gone {
+    /// Whether the guest was in that process, and is lost with it.
+    #[serde(default)]
+    pub lost: bool,
+    /// Why, in words that follow "because".
+    #[serde(default)]
+    pub cause: String,
+}
+
 /// What a host knows of a migration.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct MigrationAnswer {

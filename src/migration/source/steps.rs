@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::phase::{Closing, Phase};
 use super::{PlacedStats, Source, SourceAction, SourceInput};
 use crate::migration::convergence::{RoundRecord, Verdict};
-use crate::migration::handover::{GivenUp, Outcome, SourceRecord};
+use crate::migration::handover::{GivenUp, NEVER_STARTED, Outcome, SourceRecord};
 use crate::pageset::PageSet;
 use crate::units::RoundId;
 use crate::wire::control::{Message, STATE_CHUNK_BYTES, Token};
@@ -265,7 +265,7 @@ impl Source {
             Some(Message::Fenced(token)) => match given_up.fenced(*token) {
                 Ok(right) => {
                     self.right = Some(right);
-                    self.warnings.push("the destination has not started the guest and never will".into());
+                    self.warnings.push(NEVER_STARTED.into());
                     let cause = std::mem::take(&mut self.warnings).join("; ");
                     self.close(SourceRecord::RolledBack(*token), Closing::RolledBack(cause));
                 }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -24,6 +24,8 @@ use crate::session::mode::TransferMode;
 const CALL: Duration = Duration::from_secs(30);
 /// How often a busy destination is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a destination waits for a source that has fallen silent.
+const WAITS_FOR_US: Duration = Duration::from_secs(60);
 /// How long a source asks in doubt before its guest counts as being in it.
 const DOUBT: Duration = Duration::from_secs(20);
 /// From this speed on one connection does not fill a path, in bits a second.
@@ -386,6 +388,24 @@ impl Daemon {
         if let Err(error) = peer.call::<_, MigrationAnswer>(&trust, &path, &gone, ANSWER).await {
             self.say(id, format!("the destination could not be told: {error}"));
         }
+    }
+
+    /// The same until it has heard, for as long as it would wait by itself: when the network failed, its process has not heard
+    /// from the guest's either, and keeps the guest's name and memory.
+    pub(super) fn keep_telling_gone(self: &Arc<Self>, id: &str) {
+        let Some(Some(peer)) = self.with_migration(id, false, |active| active.peer.clone()) else { return };
+        let (daemon, path) = (Arc::clone(self), format!("/peer/v1/migrations/{id}/gone"));
+        tokio::spawn(async move {
+            let began = Instant::now();
+            loop {
+                let trust = daemon.settings().trust.clone();
+                let told = peer.call::<_, MigrationAnswer>(&trust, &path, &(), ANSWER).await;
+                if told.is_ok() || began.elapsed() > WAITS_FOR_US {
+                    return;
+                }
+                tokio::time::sleep(ASK_AGAIN).await;
+            }
+        });
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select, unbounded};
 
 use super::MigrateOptions;
-use super::links::{Downtime, Links};
+use super::links::{Downtime, Links, Rate};
 use crate::dirty::DirtyTracker;
 use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::journal::Journal;
@@ -77,10 +77,10 @@ pub(super) struct Driver<'a, G: Guest + ?Sized> {
     links: Links,
     downtime: Downtime,
     warnings: Vec<String>,
-    /// For the rate on the progress line: when it was last looked at, and the bytes placed by then.
+    /// When progress was last looked for, and the bytes placed and sent by then.
     seen: (Instant, u64),
     seen_sent: u64,
-    rate: u64,
+    rate: Rate,
 }
 
 impl<'a, G: Guest + ?Sized> Driver<'a, G> {
@@ -114,7 +114,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             warnings: Vec::new(),
             seen: (began, 0),
             seen_sent: 0,
-            rate: 0,
+            rate: Rate::new(began),
         }
     }
 
@@ -193,10 +193,10 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 ));
             }
             SessionEvent::ChannelLost { channel, path, cause } => {
-                self.warn(format!(
-                    "channel {channel} on {path} was lost, the others carry on: {}",
-                    chain(&cause)
-                ));
+                // It was closed from here for that.
+                let down = self.links.is_down(&path);
+                let why = if down { "the interface is down".to_owned() } else { chain(&cause) };
+                self.warn(format!("channel {channel} on {path} was lost, the others carry on: {why}"));
             }
             SessionEvent::ChannelReturned { channel, path, after } => {
                 self.warn(format!(
@@ -205,10 +205,11 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 ));
             }
             SessionEvent::Failed { cause: cause @ SessionError::AllChannelsLost { .. }, owed } => {
+                let down = self.links.down();
+                let why = if down.is_empty() { chain(&cause) } else { format!("down: {}", down.join(", ")) };
                 self.tell(SourceInput::Failed(format!(
-                    "the last channel is lost with {} pages on their way: {}",
-                    owed.len(),
-                    chain(&cause)
+                    "the last channel is lost with {} pages on their way: {why}",
+                    owed.len()
                 )));
             }
             SessionEvent::Failed { cause, .. } => self.tell(SourceInput::Failed(chain(&cause))),

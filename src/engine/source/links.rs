@@ -11,6 +11,8 @@ use crate::session::path::{InterfaceName, Path, interface_of};
 /// An interface without a carrier for so long carries nothing any more: its channels are given up. A cable that is swapped, or a
 /// switch that starts anew, takes longer than TCP should be waited for.
 const NO_CARRIER: Duration = Duration::from_secs(1);
+/// How fast a rate follows what it measures: slowly enough for two pieces of 4 MiB that come soon after each other.
+const SMOOTH: Duration = Duration::from_secs(2);
 /// How often the carriers are looked at.
 const LOOK: Duration = Duration::from_millis(500);
 
@@ -26,6 +28,7 @@ struct Seen {
     path: Path,
     interface: Option<String>,
     bytes: u64,
+    rate: Rate,
     bytes_per_second: u64,
     down_since: Option<Instant>,
 }
@@ -36,6 +39,7 @@ impl Links {
             path: *path,
             interface: interface(path),
             bytes: 0,
+            rate: Rate::new(Instant::now()),
             bytes_per_second: 0,
             down_since: None,
         };
@@ -59,14 +63,12 @@ impl Links {
         down.into_iter().collect()
     }
 
-    /// Takes over what the channels have carried since it was asked last, `elapsed` ago.
-    pub(super) fn update(&mut self, stats: &SessionStats, elapsed: Duration) {
+    /// Takes over what the channels have carried until now.
+    pub(super) fn update(&mut self, stats: &SessionStats, now: Instant) {
         for seen in &mut self.paths {
             let on_it = stats.channels.iter().filter(|channel| channel.path == seen.path);
-            let bytes = on_it.map(|channel| channel.bytes).sum::<u64>();
-            let lately = bytes.saturating_sub(seen.bytes) as f64 / elapsed.as_secs_f64();
-            seen.bytes_per_second = smoothed(seen.bytes_per_second, lately);
-            seen.bytes = bytes;
+            seen.bytes = on_it.map(|channel| channel.bytes).sum::<u64>();
+            seen.bytes_per_second = seen.rate.update(now, seen.bytes);
         }
     }
 
@@ -91,6 +93,17 @@ impl Links {
         self.paths.iter().map(seen).collect()
     }
 
+    /// Whether a path leads by an interface that is down.
+    pub(super) fn is_down(&self, path: &Path) -> bool {
+        self.paths.iter().any(|seen| seen.path == *path && seen.down_since.is_some())
+    }
+
+    /// The interfaces that are down.
+    pub(super) fn down(&self) -> Vec<String> {
+        let down = self.paths.iter().filter(|seen| seen.down_since.is_some());
+        down.filter_map(|seen| seen.interface.clone()).collect()
+    }
+
     /// The interfaces that no channel uses although a path leads by them.
     pub(super) fn idle(&self, stats: &SessionStats) -> Vec<String> {
         let seen = self.seen(Some(stats));
@@ -99,9 +112,36 @@ impl Links {
     }
 }
 
-/// A rate smoothed over about half a second, since a line that jumps cannot be read; from nothing it starts at once.
-pub(super) fn smoothed(before: u64, lately: f64) -> u64 {
-    if before == 0 { lately as u64 } else { (before as f64 * 0.8 + lately * 0.2) as u64 }
+/// The rate of something that comes in pieces: what a slow wire confirms comes 4 MiB at a time, which at a MiB a second is
+/// nothing for a long time, and then much.
+#[derive(Debug)]
+pub(super) struct Rate {
+    amount: u64,
+    /// When the last piece came, and how large it was.
+    changed: Instant,
+    piece: u64,
+    per_second: f64,
+}
+
+impl Rate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { amount: 0, changed: now, piece: 0, per_second: 0.0 }
+    }
+
+    /// So much has come until now. Answers the rate, smoothed: a line that jumps cannot be read.
+    pub(super) fn update(&mut self, now: Instant, amount: u64) -> u64 {
+        let seconds = now.saturating_duration_since(self.changed).as_secs_f64().max(1e-6);
+        if amount > self.amount {
+            let lately = (amount - self.amount) as f64 / seconds;
+            let weight = if self.piece == 0 { 1.0 } else { 1.0 - (-seconds / SMOOTH.as_secs_f64()).exp() };
+            self.per_second += (lately - self.per_second) * weight;
+            (self.piece, self.changed, self.amount) = (amount - self.amount, now, amount);
+        } else {
+            // Were it faster, another piece would have come by now.
+            self.per_second = self.per_second.min(self.piece as f64 / seconds);
+        }
+        self.per_second as u64
+    }
 }
 
 fn interface(path: &Path) -> Option<String> {
@@ -158,5 +198,35 @@ impl Downtime {
             (*what, took)
         };
         self.marks.iter().map(part).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_rate_is_that_of_the_bytes_also_when_they_come_in_large_pieces() {
+        let began = Instant::now();
+        let mut rate = Rate::new(began);
+        let at = |milliseconds: u64| began + Duration::from_millis(milliseconds);
+        let mut amount = 0;
+        for tick in 1..100 {
+            // 4 MB each second, all at once.
+            if tick % 10 == 0 {
+                amount += 4_000_000;
+            }
+            let seen = rate.update(at(tick * 100), amount);
+            let expected = if tick < 10 { 0..=0 } else { 2_000_000..=4_000_001 };
+            assert!(expected.contains(&seen), "{seen} after {tick} ticks");
+        }
+        // Then nothing comes any more.
+        assert!(rate.update(at(30_000), amount) < 200_000);
+        // Small pieces, at once and then more.
+        let mut rate = Rate::new(began);
+        assert_eq!(rate.update(at(100), 100), 1000);
+        assert_eq!(rate.update(at(200), 200), 1000);
+        let faster = rate.update(at(300), 500);
+        assert!((1001..3000).contains(&faster), "{faster}");
     }
 }

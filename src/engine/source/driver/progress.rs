@@ -4,7 +4,6 @@ use std::time::Instant;
 
 use super::{Driver, TICK};
 use crate::engine::observe::{ChannelRecord, Progress};
-use crate::engine::source::links::smoothed;
 use crate::guest::Guest;
 use crate::migration::source::{PhaseName, SourceInput};
 use crate::session::source::SourceSession;
@@ -21,10 +20,10 @@ impl<G: Guest + ?Sized> Driver<'_, G> {
         }
         let remaining = stats.as_ref().map_or(0, |stats| stats.remaining_pages);
         let placed = stats.as_ref().map_or(0, |stats| stats.placed_pages * PAGE_SIZE);
-        let looked = self.seen.0.elapsed();
-        if looked >= TICK {
+        let now = Instant::now();
+        if now - self.seen.0 >= TICK {
             if let Some(stats) = &stats {
-                self.links.update(stats, looked);
+                self.links.update(stats, now);
             }
             // Bytes count too: on a slow wire, or under a low cap, the next confirmation may be 4 MiB away. A destination that
             // takes them and confirms nothing is sent no more than each channel's window.
@@ -33,9 +32,7 @@ impl<G: Guest + ?Sized> Driver<'_, G> {
                 self.tell(SourceInput::Progressed);
             }
             self.seen_sent = sent;
-            let lately = placed.saturating_sub(self.seen.1) as f64 / looked.as_secs_f64();
-            self.rate = smoothed(self.rate, lately);
-            self.seen = (Instant::now(), placed);
+            self.seen = (now, placed);
         }
         Progress {
             phase: self.machine.phase(),
@@ -44,7 +41,7 @@ impl<G: Guest + ?Sized> Driver<'_, G> {
             links: self.links.seen(stats.as_ref()),
             rounds: self.machine.rounds().to_vec(),
             round: self.machine.round(),
-            bytes_per_second: self.rate,
+            bytes_per_second: self.rate.update(now, placed),
             remaining_bytes: remaining * PAGE_SIZE,
             expected_downtime: self.machine.expected_downtime(remaining),
             note: self.note(stats.as_ref()),

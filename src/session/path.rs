@@ -119,7 +119,11 @@ impl fmt::Display for Path {
         if let Some(source) = self.source {
             write!(f, "{source}-")?;
         }
-        write!(f, "{}", self.destination)
+        write!(f, "{}", self.destination)?;
+        match &self.interface {
+            Some(interface) => write!(f, " by {interface}"),
+            None => Ok(()),
+        }
     }
 }
 

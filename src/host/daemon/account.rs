@@ -87,6 +87,8 @@ pub(super) fn note_progress(active: &mut Active, progress: &MoveProgress) -> Vec
     if let Some(note) = &progress.note
         && before.as_ref().and_then(|before| before.note.as_ref()) != Some(note)
         && !note.starts_with("waits for")
+        // The last one comes back when there is nothing newer to say.
+        && migration.log.iter().all(|line| line.text != *note)
     {
         news.push(note.clone());
     }

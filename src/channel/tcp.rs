@@ -17,7 +17,7 @@ use super::tcp_destination::TcpReceiver;
 use super::tcp_source::{TcpReceipts, TcpSource};
 use super::{AcceptedChannel, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
-use crate::sys::socket::{bind_to_interface, interface_with};
+use crate::sys::socket::{bind_to_interface, interface_with, set_largest_segment};
 
 /// How a TCP channel behaves.
 #[derive(Clone, Copy, Debug)]
@@ -124,6 +124,15 @@ pub fn listen(address: SocketAddr, interface: Option<&str>) -> io::Result<std::n
 /// What the kernel answers when it does not list interfaces.
 pub fn interface_of(address: IpAddr) -> io::Result<Option<String>> {
     interface_with(address)
+}
+
+/// Has a connection that is not made yet go in packets that every network carries: 1280 bytes, the least that IPv6 demands.
+///
+/// # Errors
+/// What `setsockopt(2)` answers.
+pub fn keep_packets_small(socket: impl AsFd) -> io::Result<()> {
+    const IPV6_AND_TCP_HEADERS: u16 = 40 + 20;
+    set_largest_segment(socket, 1280 - IPV6_AND_TCP_HEADERS)
 }
 
 /// Makes a socket notice a peer that has vanished, and send what it is given at once.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
-pub use crate::channel::tcp::interface_of;
+pub use crate::channel::tcp::{interface_of, keep_packets_small};
 
 /// The port that pageferry listens on, unless told otherwise.
 pub const DEFAULT_PORT: u16 = 7433;

@@ -35,6 +35,21 @@ pub fn set_receive_low_water(socket: impl AsFd, bytes: u32) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
+/// Has a connection that is not made yet send and receive no TCP segment of more bytes (`TCP_MAXSEG`, `tcp(7)`).
+///
+/// # Errors
+/// What `setsockopt(2)` answers.
+pub fn set_largest_segment(socket: impl AsFd, bytes: u16) -> io::Result<()> {
+    let bytes = libc::c_int::from(bytes);
+    let length = size_of::<libc::c_int>() as libc::socklen_t;
+    let fd = socket.as_fd().as_raw_fd();
+    // SAFETY: the option is one int, which the pointer points to and which outlives the call.
+    let result = unsafe {
+        libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG, (&raw const bytes).cast(), length)
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Has a socket send and receive by this interface only (`SO_BINDTODEVICE`, `socket(7)`).
 ///
 /// # Errors

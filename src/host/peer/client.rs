@@ -18,6 +18,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use crate::host::api::ApiError;
+use crate::session::path::keep_packets_small;
 use crate::session::trust::{Trust, explain};
 
 /// How long a connection may take to come about, its proof included.
@@ -163,6 +164,8 @@ async fn connect(dial: &Dial) -> io::Result<TcpStream> {
     let socket = if dial.address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     socket.bind_device(Some(dial.interface.as_bytes()))?;
     socket.bind(SocketAddr::new(dial.source, 0))?;
+    // Where the network carries less than its ends promise, that can still be found out and said.
+    keep_packets_small(&socket)?;
     let stream = socket.connect(dial.address).await?;
     stream.set_nodelay(true)?;
     Ok(stream)

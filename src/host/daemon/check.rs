@@ -155,7 +155,8 @@ fn call_failed(error: &PeerError) -> Check {
         _ => failed(
             "reachable",
             error.to_string(),
-            "start the daemon there, or mend the network between the hosts",
+            "start the daemon there, allow a network in its host file (networks) that this host may use, too, or mend the \
+             network between the hosts",
         ),
     }
 }

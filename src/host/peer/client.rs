@@ -142,7 +142,7 @@ impl PeerTarget {
             cause,
         })?;
         match trust {
-            Trust::Insecure => ask(address, stream, path, body).await,
+            Trust::Insecure => ask(address, stream, path, body).await.map_err(without_tls),
             Trust::Tls(identity) => {
                 let name = ServerName::try_from(self.name.clone())
                     .map_err(|_| PeerError::Name(self.name.clone()))?;
@@ -180,6 +180,20 @@ fn in_words(error: &io::Error) -> String {
             "it hung up when this host showed who it is; does that host have certificates?".into()
         }
         None => error.to_string(),
+    }
+}
+
+/// A host that wants TLS hangs up on whoever does not speak it, or says so in TLS.
+fn without_tls(error: PeerError) -> PeerError {
+    match error {
+        PeerError::Broken { address, why } => PeerError::Untrusted {
+            address,
+            why: format!(
+                "it gives no answer to a host without certificates ({why}); if it has some, this host needs some, too ([tls] in \
+                 the host file)"
+            ),
+        },
+        other => other,
     }
 }
 

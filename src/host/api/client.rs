@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::UnixStream;
 
 use super::ApiError;
+use crate::host::config::HostFileError;
 
 /// Why a request to the daemon came to nothing.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +39,17 @@ pub enum ClientError {
     /// The connection broke, or what came is no answer.
     #[error("the daemon's answer cannot be read: {0}")]
     Broken(String),
+    /// It is not known where the daemon is.
+    #[error(transparent)]
+    HostFile(#[from] HostFileError),
+    /// What it answered cannot be kept.
+    #[error("{path} cannot be written: {cause}")]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// What the system answered.
+        cause: io::Error,
+    },
     /// The daemon says no.
     #[error("{}", .0.error)]
     Refused(ApiError),

@@ -36,7 +36,8 @@ pub(super) async fn migrate(
 
 pub(super) async fn status(client: &Client, out: &Out, id: &str, watch: bool) -> Result<Exit, ClientError> {
     let migration: Migration = client.get(&format!("/v1/migrations/{}", segment(id))).await?;
-    if watch && !migration.state.is_over() {
+    if watch {
+        // How it ends decides how this ends, also when it is over already.
         return until_over(client, out, migration).await;
     }
     out.show(&migration, |migration| {

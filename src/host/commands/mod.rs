@@ -68,10 +68,7 @@ pub fn run(options: &CommandOptions, command: &HostCommand) -> Exit {
     };
     let socket = match socket(options) {
         Ok(socket) => socket,
-        Err(error) => {
-            eprintln!("pageferry: {error}");
-            return Exit::Failed;
-        }
+        Err(error) => return fail(options, &ClientError::HostFile(error)),
     };
     let out = Out { json: options.json };
     match runtime.block_on(obey(&Client::new(&socket), &out, command)) {
@@ -194,10 +191,7 @@ async fn report(client: &Client, out: &Out, id: &str, to: Option<&Path>) -> Resu
     let default =
         PathBuf::from(format!("pageferry-{}-{}.html", found.guest, &found.id[..found.id.len().min(8)]));
     let path = to.map_or(default, Path::to_owned);
-    if let Err(error) = std::fs::write(&path, page) {
-        eprintln!("pageferry: {} cannot be written: {error}", path.display());
-        return Ok(Exit::Failed);
-    }
+    std::fs::write(&path, page).map_err(|cause| ClientError::Write { path: path.clone(), cause })?;
     let done = Done { what: format!("{}", path.display()) };
     out.show(&done, |done| format!("the report is in {}", done.what));
     Ok(Exit::Completed)

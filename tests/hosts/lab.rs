@@ -80,6 +80,13 @@ impl Drop for Lab {
                 eprintln!("== what {}'s daemon logged\n{}", host.side, host.log());
             }
         }
+        // Waited for here: the script would take a dead child of this process for one that lives on.
+        for host in [&mut self.alpha, &mut self.beta] {
+            if let Some(mut daemon) = host.daemon.take() {
+                let _ = daemon.kill();
+                let _ = daemon.wait();
+            }
+        }
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/netns-lab");
         let down = Command::new(script)
             .args(["down", "--kill", "--name", &self.name, "--dir"])
@@ -87,12 +94,6 @@ impl Drop for Lab {
             .output();
         if !down.as_ref().is_ok_and(|output| output.status.success()) {
             eprintln!("the lab {} is left over: {down:?}", self.name);
-        }
-        for host in [&mut self.alpha, &mut self.beta] {
-            if let Some(mut daemon) = host.daemon.take() {
-                let _ = daemon.kill();
-                let _ = daemon.wait();
-            }
         }
     }
 }

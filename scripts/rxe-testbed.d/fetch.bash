@@ -48,6 +48,10 @@ need_qemu() {
     # shellcheck disable=SC1091
     codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
     offered=$(candidate)
+    if [ -z "$offered" ]; then
+        update_lists
+        offered=$(candidate)
+    fi
     if [ "${offered:-0}" -lt "$oldest_qemu" ] && [ "$codename" = bookworm ]; then
         suite=(-t bookworm-backports)
         if ! apt-cache policy | grep -q 'n=bookworm-backports'; then

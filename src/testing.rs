@@ -162,7 +162,9 @@ fn missing_rxe() -> Option<String> {
         return None;
     }
     let Some(root) = std::env::var_os("PAGEFERRY_RXE_ROOT") else {
-        return Some("the module rdma_rxe is not loaded and PAGEFERRY_RXE_ROOT is not set".to_owned());
+        return Some("the module rdma_rxe is not loaded and PAGEFERRY_RXE_ROOT is not set; `scripts/rxe-testbed fetch` \
+             prints how to set it"
+            .to_owned());
     };
     let modules = Path::new(&root).join("lib/modules");
     let has_module = std::fs::read_dir(&modules).is_ok_and(|releases| {

@@ -2,9 +2,9 @@
 
 use std::process::ExitCode;
 
-use pageferry::host::args::{self, Config, Pki, Request};
+use pageferry::host::args::{self, Config, Pki, Rdma, Request};
 use pageferry::host::exit::Exit;
-use pageferry::host::{commands, config, daemon, demo, holder, logging, pki};
+use pageferry::host::{commands, config, daemon, demo, holder, logging, pki, rdma};
 
 fn main() -> ExitCode {
     match args::parse() {
@@ -29,6 +29,7 @@ fn obey(request: &Request) -> Exit {
         Request::Pki(Pki::Issue { host, address, dir, out, days, json }) => {
             pki::issue(dir, host, address, out.as_deref(), *days, *json)
         }
+        Request::Rdma(Rdma::Devices { json }) => rdma::devices(*json),
         Request::Completions(shell) => {
             args::print_completions(*shell);
             Exit::Completed

@@ -4,6 +4,8 @@
 //! runs are addresses on both sides. Its three parts at the source belong to different threads: [`ChannelSource`] pushes,
 //! [`ChannelReceipts`] waits for what the destination confirms, and [`ChannelLink`] can cut it off at any time.
 
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod tcp;
 mod tcp_destination;
 mod tcp_source;

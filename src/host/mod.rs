@@ -22,6 +22,7 @@ pub mod pki;
 pub mod preflight;
 pub mod progress;
 pub mod quantity;
+pub mod rdma;
 pub mod report;
 pub mod report_page;
 pub mod supervise;

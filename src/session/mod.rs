@@ -15,6 +15,8 @@ pub mod listener;
 pub mod mode;
 pub mod pace;
 pub mod path;
+#[cfg(feature = "rdma")]
+pub mod rdma;
 pub mod report;
 pub mod source;
 mod stream;

@@ -11,3 +11,5 @@ pub mod pagemap;
 pub mod scatter;
 pub mod socket;
 pub mod userfaultfd;
+#[cfg(feature = "rdma")]
+pub mod verbs;

@@ -64,6 +64,9 @@ enum Command {
     /// Make certificates for hosts.
     #[command(subcommand)]
     Pki(Pki),
+    /// Look at this host's RDMA devices.
+    #[command(subcommand)]
+    Rdma(Rdma),
     /// Print completions for a shell.
     Completions {
         /// Which.
@@ -82,6 +85,17 @@ enum Command {
     Holder(HolderArguments),
 }
 
+/// What can be asked about RDMA.
+#[derive(Clone, Debug, PartialEq, Subcommand)]
+pub enum Rdma {
+    /// List the devices with their ports and addresses, and say of each whether a migration can use it or why not.
+    Devices {
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
 /// What the program was asked to do.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Request {
@@ -95,6 +109,8 @@ pub enum Request {
     Config(Config),
     /// `pageferry pki`.
     Pki(Pki),
+    /// `pageferry rdma`.
+    Rdma(Rdma),
     /// `pageferry completions`.
     Completions(clap_complete::Shell),
     /// `pageferry man`.
@@ -133,6 +149,7 @@ pub fn parse_from(
         Command::Host(host) => Ok(host.request()),
         Command::Config(config) => Ok(Request::Config(config)),
         Command::Pki(pki) => Ok(Request::Pki(pki)),
+        Command::Rdma(rdma) => Ok(Request::Rdma(rdma)),
         Command::Completions { shell } => Ok(Request::Completions(shell)),
         Command::Man { directory } => Ok(Request::Man(directory)),
         Command::Openapi => Ok(Request::Openapi),

@@ -1,0 +1,163 @@
+//! Memory that a device may read or write.
+
+use std::io;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use super::abi;
+use super::device::Context;
+use super::error::VerbsError;
+use crate::sys::mapping::Mapping;
+
+/// What belongs together: a queue pair reaches only memory of its own domain. A remote key dies with it.
+pub struct ProtectionDomain {
+    pub(super) context: Arc<Context>,
+    pub(super) raw: NonNull<abi::Pd>,
+}
+
+// SAFETY: libibverbs may be called from any thread, and locks where it has to.
+unsafe impl Send for ProtectionDomain {}
+// SAFETY: as above.
+unsafe impl Sync for ProtectionDomain {}
+
+impl std::fmt::Debug for ProtectionDomain {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "protection domain of {:?}", self.context)
+    }
+}
+
+impl Drop for ProtectionDomain {
+    fn drop(&mut self) {
+        // SAFETY: what was made in it held it, and is gone. Should the device refuse, closing it ends the domain.
+        unsafe { (self.context.library.dealloc_pd)(self.raw.as_ptr()) };
+    }
+}
+
+/// Who may do what with registered memory. Nobody reads it from afar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// The device reads it, to send it.
+    LocalRead,
+    /// The device writes it too, to receive into it.
+    LocalWrite,
+    /// Whoever has its key writes it, through a queue pair of the domain.
+    RemoteWrite,
+}
+
+impl Access {
+    /// `enum ibv_access_flags`; remote write needs local write (ibv_reg_mr(3)).
+    fn flags(self) -> u32 {
+        match self {
+            Self::LocalRead => 0,
+            Self::LocalWrite => abi::IBV_ACCESS_LOCAL_WRITE,
+            Self::RemoteWrite => abi::IBV_ACCESS_LOCAL_WRITE | abi::IBV_ACCESS_REMOTE_WRITE,
+        }
+    }
+}
+
+impl ProtectionDomain {
+    /// A new domain of a device: ibv_alloc_pd(3).
+    ///
+    /// # Errors
+    /// [`VerbsError::ProtectionDomain`].
+    pub fn new(context: &Arc<Context>) -> Result<Arc<Self>, VerbsError> {
+        // SAFETY: the context is open.
+        let raw = NonNull::new(unsafe { (context.library.alloc_pd)(context.raw.as_ptr()) })
+            .ok_or_else(|| VerbsError::ProtectionDomain(io::Error::last_os_error()))?;
+        Ok(Arc::new(Self { context: Arc::clone(context), raw }))
+    }
+
+    /// Registers a range of guest RAM: ibv_reg_mr(3). It becomes resident and stays so until the region is dropped; where it
+    /// was not, that takes as long as touching it.
+    ///
+    /// # Errors
+    /// [`VerbsError::OutOfRange`] or [`VerbsError::Register`].
+    pub fn register(
+        self: &Arc<Self>,
+        mapping: &Arc<Mapping>,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<MemoryRegion, VerbsError> {
+        if offset.checked_add(bytes).is_none_or(|end| end > mapping.bytes()) {
+            return Err(VerbsError::OutOfRange { offset, bytes, of: mapping.bytes() });
+        }
+        let start = mapping.range(offset, bytes);
+        let length = usize::try_from(bytes).map_err(|_| VerbsError::OutOfRange {
+            offset,
+            bytes,
+            of: mapping.bytes(),
+        })?;
+        // SAFETY: the range is mapped, and stays so: the region keeps the mapping until it is deregistered. The device's
+        // accesses are like the guest's, to memory that has no Rust reference.
+        let raw = unsafe {
+            (self.context.library.reg_mr)(self.raw.as_ptr(), start.cast(), length, access.flags() as i32)
+        };
+        let raw = NonNull::new(raw)
+            .ok_or_else(|| VerbsError::Register { bytes, source: io::Error::last_os_error() })?;
+        Ok(MemoryRegion { domain: Arc::clone(self), mapping: Arc::clone(mapping), raw, offset, bytes })
+    }
+}
+
+/// A registered range of a mapping. Dropping it takes it from the device; work on it that is under way fails.
+pub struct MemoryRegion {
+    domain: Arc<ProtectionDomain>,
+    mapping: Arc<Mapping>,
+    raw: NonNull<abi::Mr>,
+    offset: u64,
+    bytes: u64,
+}
+
+// SAFETY: libibverbs may be called from any thread, and locks where it has to.
+unsafe impl Send for MemoryRegion {}
+// SAFETY: as above.
+unsafe impl Sync for MemoryRegion {}
+
+impl std::fmt::Debug for MemoryRegion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:#x} bytes at {:#x} of {:?}", self.bytes, self.address(), self.domain)
+    }
+}
+
+impl Drop for MemoryRegion {
+    fn drop(&mut self) {
+        // SAFETY: it is registered, and this is the only time that it is taken away.
+        let answer = unsafe { (self.domain.context.library.dereg_mr)(self.raw.as_ptr()) };
+        if answer != 0 {
+            // The device still has it: the memory must stay for as long as the process lives.
+            std::mem::forget(Arc::clone(&self.mapping));
+        }
+    }
+}
+
+impl MemoryRegion {
+    /// The address of its first byte, by which a peer names it.
+    #[must_use]
+    pub fn address(&self) -> u64 {
+        self.mapping.address() + self.offset
+    }
+
+    /// Its length in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The mapping that it is a range of, and where the range begins there.
+    #[must_use]
+    pub fn mapping(&self) -> (&Arc<Mapping>, u64) {
+        (&self.mapping, self.offset)
+    }
+
+    /// The key by which a peer may write it, if it was registered so.
+    #[must_use]
+    pub fn remote_key(&self) -> u32 {
+        // SAFETY: the library keeps the structure until the region is deregistered.
+        unsafe { (*self.raw.as_ptr()).rkey }
+    }
+
+    pub(super) fn local_key(&self) -> u32 {
+        // SAFETY: as above.
+        unsafe { (*self.raw.as_ptr()).lkey }
+    }
+}

@@ -1,0 +1,116 @@
+//! Verbs on a real driver. One test boots a host with soft-RoCE (`scripts/rxe-testbed`) and runs those of [`inside`] there, with
+//! the program's account of every way in which RDMA can be absent; each boot takes a while, so there is one.
+
+mod inside;
+
+use std::process::{Command, Output};
+
+use pageferry::testing::{Need, require};
+
+/// Takes RDMA apart piece by piece, and asks the program after each.
+const TAKE_APART: &str = r#"
+ask() { echo "== $1"; shift; "$@" pageferry rdma devices; echo "code $?"; }
+user() { su -s /bin/sh nobody -c "$*"; }
+ask usable env
+ask json sh -c 'exec "$0" "$@" --json'
+ulimit -l 64; ask user user; ulimit -l unlimited
+ip link set pf0 down; ask down env; ip link set pf0 up
+ip address flush dev pf0; ask address env
+chmod 600 /dev/infiniband/uverbs0; ask permission user
+mv /usr/lib/x86_64-linux-gnu/libibverbs /tmp/drivers; ask driver env; mv /tmp/drivers /usr/lib/x86_64-linux-gnu/libibverbs
+rm /dev/infiniband/uverbs0; ask node env
+rdma link del rxe0; ask device env
+rmmod rdma_rxe rdma_ucm ib_uverbs; ask kernel env
+mv /usr/lib/x86_64-linux-gnu/libibverbs.so.1 /tmp; ask library env
+"#;
+
+/// Each part of it, and what the program must say there.
+const ANSWERS: &[(&str, &str, &[&str])] = &[
+    (
+        "usable",
+        "0",
+        &["RDMA can be used", "rxe0 (/dev/infiniband/uverbs0): usable", "10.78.0.1 on pf0, roce-v2: usable"],
+    ),
+    ("json", "0", &["\"name\": \"rxe0\"", "\"reason\": null", "\"address\": \"10.78.0.1\""]),
+    ("user", "0", &["may lock 65536 bytes"]),
+    ("down", "1", &["RDMA cannot be used: the port is down"]),
+    ("address", "1", &["RDMA cannot be used: the port has no RoCE v2 GID"]),
+    ("permission", "1", &["this user may not open /dev/infiniband/uverbs0"]),
+    ("driver", "1", &["no driver for uverbs0"]),
+    ("node", "1", &["/dev/infiniband/uverbs0 is not there"]),
+    ("device", "1", &["this host has no RDMA device"]),
+    ("kernel", "1", &["load its module ib_uverbs"]),
+    ("library", "1", &["the RDMA library libibverbs.so.1 does not load", "No such file or directory"]),
+];
+
+fn testbed(arguments: &[&str], script: &str) -> Output {
+    Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rxe-testbed"))
+        .args(["run", "--time", "200"])
+        .args(arguments)
+        .args(["--", script])
+        .output()
+        .expect("the script starts")
+}
+
+#[test]
+fn soft_roce_does_what_a_migration_asks_of_it() {
+    if !require(&[Need::Rxe, Need::Qemu]) {
+        return;
+    }
+    let program = format!("{}:/usr/bin/pageferry", env!("CARGO_BIN_EXE_pageferry"));
+    let this = std::env::current_exe().expect("the path of this test");
+    let tests = format!("{}:/usr/bin/inside", this.display());
+    let script = format!(
+        "rdma resource show >/tmp/before\ninside --ignored --test-threads=1 --skip locked inside:: || exit 1\n\
+         (ulimit -l 64; su -s /bin/sh nobody -c 'inside --ignored locked') || exit 1\n\
+         rdma resource show >/tmp/after\ncmp /tmp/before /tmp/after || {{ cat /tmp/before /tmp/after; exit 1; }}\n{TAKE_APART}"
+    );
+    let output = testbed(&["--put", &program, "--put", &tests], &script);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    for passed in ["test result: ok. 4 passed", "test result: ok. 1 passed"] {
+        assert!(stdout.contains(passed), "{stdout}\n{stderr}");
+    }
+    for (part, code, words) in ANSWERS {
+        let (_, rest) =
+            stdout.split_once(&format!("== {part}\n")).unwrap_or_else(|| panic!("{part}: {stdout}"));
+        let answer = rest.split("\n== ").next().unwrap_or(rest);
+        assert!(answer.trim_end().ends_with(&format!("code {code}")), "{part}: {answer}\n{stderr}");
+        for word in *words {
+            assert!(answer.contains(word), "{part}: {word:?} is not in {answer}\n{stderr}");
+        }
+    }
+}
+
+#[test]
+fn the_testbed_ends_with_the_code_and_the_files_of_its_command() {
+    if !require(&[Need::Rxe, Need::Qemu]) {
+        return;
+    }
+    let directory = tempfile::tempdir().expect("a directory");
+    let to = directory.path().to_str().expect("a path in UTF-8");
+    let script = "echo one; echo two >&2; wire 1 off; sleep 1; rdma link >/tmp/links; on 2 'echo from $(hostname) >/tmp/two'
+        ping -c 1 -W 2 host2 >/dev/null && exit 7";
+    let options =
+        ["--hosts", "2", "--rails", "2", "--quiet", "--get", "/tmp/links", "--get", "2:/tmp/two", "--to", to];
+    let output = testbed(&options, script);
+    assert_eq!(output.status.code(), Some(7), "{output:?}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "one\n");
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "two\n");
+    let read =
+        |name| std::fs::read_to_string(directory.path().join(name)).expect("a file that was brought back");
+    assert_eq!(read("two"), "from host2\n");
+    let links = read("links");
+    assert!(links.contains("rxe0/1 state ACTIVE") && links.contains("rxe1/1 state DOWN"), "{links}");
+}
+
+/// A host without rdma-core must be able to start the program.
+#[test]
+fn the_program_is_not_linked_to_the_library() {
+    let program = env!("CARGO_BIN_EXE_pageferry");
+    let output =
+        Command::new("readelf").args(["-d", program]).output().expect("readelf, which a C compiler brings");
+    let needed = String::from_utf8_lossy(&output.stdout);
+    assert!(needed.contains("libc.so.6"), "{needed}");
+    assert!(!needed.contains("verbs") && !needed.contains("rdma"), "{needed}");
+}

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::conflict;
 use crate::host::bench::options::{BENCH_PORT, BenchOptions, BenchRequest, Fill, ServerOptions, Target};
+use crate::host::bench::sweep::CHANNELS;
 use crate::host::demo_options::{AddressPair, MAX_CHANNELS};
 use crate::host::quantity;
 use crate::session::mode::TransferMode;
@@ -68,7 +69,8 @@ struct Measure {
     #[arg(long, value_name = "FILL", default_value = "random")]
     fill: Fill,
     /// How many connections carry it, over all paths together; several numbers with commas between them.
-    #[arg(long, value_name = "N", default_value = "1,2", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
+    /// Without it: 1,2, and with --sweep 1,2,4,8.
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=MAX_CHANNELS as i64))]
     channels: Vec<u16>,
     /// A pair of addresses to connect between, like 192.0.2.1-192.0.2.2. Can be given several times.
     #[arg(long, value_name = "SRC-DST")]
@@ -167,6 +169,11 @@ impl Measure {
                 channels.push(number);
             }
         }
+        if channels.is_empty() {
+            let few = if self.sweep { &CHANNELS[..] } else { &[1, 2] };
+            channels.extend(few.iter().map(|few| (*few).max(self.path.len())));
+            channels.dedup();
+        }
         if let Some(few) = channels.iter().find(|few| **few < self.path.len()) {
             return Err(conflict(&format!(
                 "--channels {few} leaves some of the {} paths without a connection; use {} or more",
@@ -255,7 +262,7 @@ mod tests {
             ("--channels 1,65", "1..=64"),
             ("--channels two", "two"),
             ("--path lo", "like 192.0.2.1-192.0.2.2"),
-            ("--path ::1-::1 --path ::1-::1", "use 2 or more"),
+            ("--channels 1 --path ::1-::1 --path ::1-::1", "use 2 or more"),
             ("--dirty-rate 100MiB", "--duration"),
             ("--dirty-rate fast --duration 1s", "like 100MiB/s"),
             ("--duration 5", "like 300ms"),

@@ -3,8 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::Machine;
+use super::compare::Comparison;
 use super::options::BenchOptions;
 use super::source::{Measured, Payload, Setting};
+use super::sweep::Best;
 use super::verdict::{self, Bottleneck, Figures};
 use crate::session::{Latencies, TransferMode};
 use crate::units::PAGE_SIZE;
@@ -28,6 +30,12 @@ pub struct BenchReport {
     pub cases: Vec<Case>,
     /// What was asked for and could not be.
     pub skipped: Vec<Skipped>,
+    /// The cases beside those of a baseline that has them too.
+    #[serde(default)]
+    pub comparison: Vec<Comparison>,
+    /// What a sweep found best.
+    #[serde(default)]
+    pub best: Option<Best>,
 }
 
 /// A mode that was not measured.
@@ -208,6 +216,8 @@ impl BenchReport {
             one_machine: facts.one_machine,
             cases,
             skipped,
+            comparison: Vec::new(),
+            best: None,
         }
     }
 }

@@ -5,13 +5,16 @@
 //! [`verdict`] what it means.
 
 pub mod case;
+pub mod compare;
 mod destination;
 mod fill;
 mod machine;
 mod message;
 pub mod options;
+mod page;
 mod process;
 mod source;
+pub mod sweep;
 mod text;
 pub mod verdict;
 mod writer;
@@ -124,6 +127,24 @@ pub enum BenchError {
     /// Every mode was left out.
     #[error("nothing can be measured: {0}")]
     NothingToMeasure(String),
+    /// An earlier result.
+    #[error("{} is no result of pageferry bench --json", path.display())]
+    Baseline {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
+    /// Writing the page.
+    #[error("the page {} cannot be written", path.display())]
+    Page {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        cause: std::io::Error,
+    },
     /// Writing a result.
     #[error("the result cannot be written")]
     Output(#[source] std::io::Error),
@@ -165,10 +186,17 @@ fn tell(options: &BenchOptions, report: &BenchReport) -> Result<Exit, BenchError
     } else {
         print!("{}", text::of(report));
     }
+    if let Some(path) = &options.report {
+        let failed = |cause| BenchError::Page { path: path.clone(), cause };
+        std::fs::write(path, page::page(report)).map_err(failed)?;
+        say(options, &format!("the page is {}", path.display()));
+    }
     Ok(if report.cases.iter().all(|case| case.verified) { Exit::Completed } else { Exit::Damaged })
 }
 
 fn measure(options: &BenchOptions) -> Result<BenchReport, BenchError> {
+    // First, so that a wrong name is not noticed at the end.
+    let baseline = options.compare.as_deref().map(compare::baseline).transpose()?;
     let (memory_bytes, in_use_bytes) = fill::sizes(&options.fill, options.memory_bytes)?;
     let left = machine::memory_left()?;
     let needed = in_use_bytes.saturating_add(machine::bookkeeping(memory_bytes));
@@ -202,7 +230,11 @@ fn measure(options: &BenchOptions) -> Result<BenchReport, BenchError> {
     let facts = case::Facts { options, payload: &payload, source: &here, destination: &there, one_machine };
     let cases: Vec<Case> =
         settings.iter().zip(&measured).map(|(setting, runs)| Case::of(*setting, runs, &facts)).collect();
-    Ok(BenchReport::new(&facts, cases, skipped))
+    let mut report = BenchReport::new(&facts, cases, skipped);
+    report.comparison =
+        baseline.map_or_else(Vec::new, |before| compare::compare(&report.cases, &before.cases));
+    report.best = options.sweep.then(|| sweep::best(&report.cases, options.paths.len())).flatten();
+    Ok(report)
 }
 
 /// Every combination that is measured, and the modes that cannot be.
@@ -214,8 +246,9 @@ fn settings(options: &BenchOptions, client: &Client) -> Result<(Vec<Setting>, Ve
             skipped.push(Skipped { mode, reason: resolved.reason });
             continue;
         }
+        let batches = if options.sweep { &sweep::BATCHES[..] } else { &[BATCH_PAGES] };
         for &channels in &options.channels {
-            settings.push(Setting { mode, channels, batch_pages: BATCH_PAGES });
+            settings.extend(batches.iter().map(|&batch_pages| Setting { mode, channels, batch_pages }));
         }
     }
     if settings.is_empty() {
@@ -260,5 +293,9 @@ fn progress(setting: Setting, run: u32, runs: u32, measured: &Measured) -> Strin
     let unlike = if measured.verified { "" } else { ", AND WHAT CAME IS NOT WHAT WAS SENT" };
     let channels =
         if setting.channels == 1 { "1 channel" } else { &format!("{} channels", setting.channels) };
-    format!("{}, {channels}{of}: {rate}{unlike}", setting.mode)
+    let batch = match setting.batch_pages {
+        BATCH_PAGES => String::new(),
+        pages => format!(", batches of {}", Bytes(pages * crate::units::PAGE_SIZE)),
+    };
+    format!("{}, {channels}{batch}{of}: {rate}{unlike}", setting.mode)
 }

@@ -7,7 +7,8 @@ use comfy_table::{CellAlignment, Table};
 use super::case::{BenchReport, Case, LatencyUs};
 use super::verdict;
 use crate::host::view::table::{indented, per_second, seconds, table, three_digits};
-use crate::units::Bytes;
+use crate::session::striping::BATCH_PAGES;
+use crate::units::{Bytes, PAGE_SIZE};
 
 /// Everything.
 pub(super) fn of(report: &BenchReport) -> String {
@@ -36,6 +37,21 @@ fn write_all(text: &mut String, report: &BenchReport) -> std::fmt::Result {
         writeln!(text, "\nInterfaces")?;
         writeln!(text, "{}", indented(&interfaces(&report.cases)))?;
     }
+    if !report.comparison.is_empty() {
+        writeln!(text, "\nOver the baseline (1.00 is the same)")?;
+        writeln!(text, "{}", indented(&comparison(report)))?;
+    }
+    if let Some(best) = &report.best {
+        writeln!(
+            text,
+            "\nBest: {} with {} channels and batches of {}, {}/s. As a part of a host file:\n\n{}",
+            best.mode,
+            best.channels,
+            Bytes(best.message_bytes),
+            Bytes(best.bytes_per_second as u64),
+            best.host_file.trim_end()
+        )?;
+    }
     for skipped in &report.skipped {
         writeln!(text, "\n{} was not measured: {}.", skipped.mode, skipped.reason)?;
     }
@@ -43,7 +59,7 @@ fn write_all(text: &mut String, report: &BenchReport) -> std::fmt::Result {
 }
 
 /// A line that says what was measured between what.
-fn what(report: &BenchReport, case: &Case) -> String {
+pub(super) fn what(report: &BenchReport, case: &Case) -> String {
     let source = &report.source;
     let machines = if report.one_machine {
         format!("between two processes of one machine ({} processors, {})", source.cores, source.cpu)
@@ -64,7 +80,11 @@ fn what(report: &BenchReport, case: &Case) -> String {
 }
 
 pub(super) fn name(case: &Case) -> String {
-    format!("{}, {}", case.mode, verdict::channels(case))
+    let batch = match case.message_bytes {
+        bytes if bytes == BATCH_PAGES * PAGE_SIZE => String::new(),
+        bytes => format!(", batches of {}", Bytes(bytes)),
+    };
+    format!("{}, {}{batch}", case.mode, verdict::channels(case))
 }
 
 fn right(mut table: Table) -> Table {
@@ -78,6 +98,7 @@ fn rates(cases: &[Case]) -> Table {
     let mut shown = table(&[
         "Mode",
         "Channels",
+        "Batch",
         "Moved",
         "Took",
         "Rate",
@@ -90,6 +111,7 @@ fn rates(cases: &[Case]) -> Table {
         shown.add_row([
             case.mode.to_string(),
             case.channels.to_string(),
+            Bytes(case.message_bytes).to_string(),
             Bytes(case.bytes).to_string(),
             seconds(case.seconds),
             per_second(case.bytes, case.seconds),
@@ -103,13 +125,18 @@ fn rates(cases: &[Case]) -> Table {
 }
 
 fn latencies(cases: &[Case]) -> Table {
-    let mut shown = table(&["Mode", "Channels", "p50", "p90", "p99", "p99.9", "max", "barrier p50", "max"]);
+    let mut shown =
+        table(&["Mode", "Channels", "Batch", "p50", "p90", "p99", "p99.9", "max", "barrier p50", "max"]);
     for case in cases {
         let time = |us: u64| seconds(us as f64 / 1e6);
         let LatencyUs { p50, p90, p99, p999, max, .. } = case.latency_us;
         let barrier = case.barrier_latency_us;
         let times = [p50, p90, p99, p999, max, barrier.p50, barrier.max].map(time);
-        shown.add_row([case.mode.to_string(), case.channels.to_string()].into_iter().chain(times));
+        shown.add_row(
+            [case.mode.to_string(), case.channels.to_string(), Bytes(case.message_bytes).to_string()]
+                .into_iter()
+                .chain(times),
+        );
     }
     right(shown)
 }
@@ -118,6 +145,7 @@ fn shares(cases: &[Case]) -> Table {
     let mut shown = table(&[
         "Mode",
         "Channels",
+        "Batch",
         "scan",
         "compress",
         "send",
@@ -135,6 +163,7 @@ fn shares(cases: &[Case]) -> Table {
         shown.add_row([
             case.mode.to_string(),
             case.channels.to_string(),
+            Bytes(case.message_bytes).to_string(),
             share(split.scan_seconds),
             share(split.compress_seconds),
             share(split.send_seconds),
@@ -149,17 +178,35 @@ fn shares(cases: &[Case]) -> Table {
 }
 
 fn interfaces(cases: &[Case]) -> Table {
-    let mut shown = table(&["Mode", "Channels", "Interface", "Carried", "Rate"]);
+    let mut shown = table(&["Mode", "Channels", "Batch", "Interface", "Carried", "Rate"]);
     for case in cases {
         for interface in &case.interfaces {
             shown.add_row([
                 case.mode.to_string(),
                 interface.channels.to_string(),
+                Bytes(case.message_bytes).to_string(),
                 interface.interface.clone(),
                 Bytes(interface.bytes).to_string(),
                 format!("{}/s", Bytes(interface.bytes_per_second as u64)),
             ]);
         }
+    }
+    right(shown)
+}
+
+fn comparison(report: &BenchReport) -> Table {
+    let mut shown = table(&["Mode", "Channels", "Batch", "Rate", "CPU s/GiB here", "there", "p99"]);
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+    for case in &report.comparison {
+        shown.add_row([
+            case.mode.to_string(),
+            case.channels.to_string(),
+            Bytes(case.message_bytes).to_string(),
+            ratio(case.bytes_per_second),
+            ratio(case.source_cpu_seconds_per_gib),
+            ratio(case.destination_cpu_seconds_per_gib),
+            ratio(case.latency_p99),
+        ]);
     }
     right(shown)
 }

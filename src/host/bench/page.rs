@@ -42,6 +42,11 @@ pub(super) fn page(report: &BenchReport) -> String {
         &latency(&report.cases),
     ));
     body.push_str(&card("Figures", "", &figures(&report.cases)));
+    body.push_str(&card("Over the baseline", "1.00 is the same.", &comparison(report)));
+    if let Some(best) = &report.best {
+        let snippet = format!("<pre>{}</pre>", escape(&best.host_file));
+        body.push_str(&card("Best settings", "As a part of a host file.", &snippet));
+    }
     let skipped: Vec<Vec<String>> =
         report.skipped.iter().map(|skipped| vec![skipped.mode.to_string(), skipped.reason.clone()]).collect();
     body.push_str(&card("Not measured", "", &table("facts", &[], &skipped)));
@@ -84,11 +89,34 @@ fn figures(cases: &[Case]) -> String {
     table("", &columns, &cases.iter().map(row).collect::<Vec<_>>())
 }
 
+fn comparison(report: &BenchReport) -> String {
+    let ratio = |ratio: Option<f64>| ratio.map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.2}"));
+    let rows = report.comparison.iter().map(|case| {
+        vec![
+            format!("{}, {} x {}", case.mode, case.channels, Bytes(case.message_bytes)),
+            ratio(case.bytes_per_second),
+            ratio(case.source_cpu_seconds_per_gib),
+            ratio(case.destination_cpu_seconds_per_gib),
+            ratio(case.latency_p99),
+        ]
+    });
+    let columns = [
+        Column::Text("Case"),
+        Column::Figure("Rate"),
+        Column::Figure("CPU s/GiB here"),
+        Column::Figure("there"),
+        Column::Figure("p99"),
+    ];
+    table("", &columns, &rows.collect::<Vec<_>>())
+}
+
 /// A bar for each value of each series, in groups.
 struct Bars {
     groups: Vec<String>,
     /// Name, and a value for each group where there is one.
     series: Vec<(String, Vec<Option<f64>>)>,
+    /// What the groups are.
+    by: &'static str,
     unit: String,
 }
 
@@ -130,6 +158,7 @@ impl Bars {
                 .x_label_formatter(&name)
                 .y_labels(5)
                 .y_label_formatter(&|y| tick(*y))
+                .x_desc(self.by)
                 .y_desc(&self.unit)
                 .draw()?;
             for (series, (_, values)) in self.series.iter().enumerate() {
@@ -169,6 +198,7 @@ fn rates(cases: &[Case]) -> String {
             modes.push(mode);
         }
     }
+    let by = if one_batch { "channels" } else { "channels and batch" };
     let (unit, worth) = unit(cases.iter().map(|case| case.bytes_per_second).fold(0.0, f64::max));
     let value = |mode: &str, wanted: &str| {
         let case = cases.iter().find(|case| case.mode.name() == mode && group(case) == wanted)?;
@@ -178,7 +208,8 @@ fn rates(cases: &[Case]) -> String {
         let values = groups.iter().map(|group| value(&mode, group)).collect();
         (mode, values)
     });
-    let bars = Bars { series: series.collect(), groups: groups.clone(), unit: format!("{unit}/s") };
+    let bars = Bars { series: series.collect(), groups: groups.clone(), by, unit: format!("{unit}/s") };
+
     bars.figure("Rate by channels and mode")
 }
 
@@ -194,6 +225,7 @@ fn cpu(cases: &[Case]) -> String {
     let bars = Bars {
         series: series.into(),
         groups: cases.iter().map(group).collect(),
+        by: "mode and channels",
         unit: "CPU seconds a GiB".to_owned(),
     };
     bars.figure("Processor time for each GiB, by case")
@@ -298,6 +330,8 @@ mod tests {
         for words in ["tcp, 2 channels", "compression, 1 channel", "&lt;b&gt;fast", "99 %", "limits"] {
             assert!(page.contains(words), "{words}");
         }
+        // The name of SVG itself, which nothing fetches.
+        let page = page.replace("http://www.w3.org/2000/svg", "");
         assert!(!page.contains("<b>fast") && !page.contains("http") && !page.contains("<script"));
     }
 

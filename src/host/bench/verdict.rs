@@ -67,6 +67,9 @@ impl Figures<'_> {
 /// The verdict, and the figures that lead to it as a sentence.
 pub(super) fn of(figures: &Figures<'_>) -> (Bottleneck, String) {
     let case = figures.case;
+    if case.bytes == 0 {
+        return (Bottleneck::Wire, "no page had to be sent, so that is the time of the answers".to_owned());
+    }
     if let Some(reason) = full_wire(case) {
         return (Bottleneck::Wire, reason);
     }
@@ -237,6 +240,7 @@ pub(super) mod tests {
     fn a_transfer_of_nothing_is_judged_too() {
         let nothing =
             Case { seconds: 0.0, bytes: 0, source_cpu_seconds: 0.0, destination_cpu_seconds: 0.0, ..case() };
-        assert_eq!(verdict(&nothing, true).0, Bottleneck::Wire);
+        let (found, reason) = verdict(&nothing, true);
+        assert!(found == Bottleneck::Wire && reason.contains("no page"), "{reason}");
     }
 }

@@ -13,6 +13,7 @@ mod tcp_source;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::units::{RoundId, Run};
 use crate::wire::data::{BarrierId, ChannelId, FrameError, Receipt};
@@ -144,6 +145,8 @@ pub struct Arrived<'a> {
     pub sequence: u64,
     /// Bytes that it took on the wire.
     pub wire_bytes: u64,
+    /// How long it took to put its pages into memory, the wait for their bytes not counted.
+    pub placing: Duration,
     /// What it is.
     pub what: Arrival<'a>,
 }

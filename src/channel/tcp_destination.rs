@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::io::{self, Write};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::tcp::TcpLink;
 use super::{Arrival, Arrived, ChannelError, ChannelReceiver};
@@ -67,17 +68,21 @@ impl TcpReceiver {
         }
     }
 
-    fn receive_pages(&self, pages: u64) -> Result<(), ChannelError> {
+    /// Answers how long it took to put them into memory.
+    fn receive_pages(&self, pages: u64) -> Result<Duration, ChannelError> {
         let expected = pages * PAGE_SIZE;
         let mut slices: Vec<MemorySlice<'_>> =
             self.runs.iter().flat_map(|run| self.memory.memory_slices(*run)).collect();
-        let mut got = 0;
+        let (mut got, mut placing) = (0, Duration::ZERO);
         while !slices.is_empty() {
             self.wake_at((expected - got).min(WAKE_BYTES));
             // Waits here and not in `readv`, which would go on waiting for the whole low water mark after it has copied a part
             // of it, and so for more than the source has to send.
             self.link.wait_readable(got, expected)?;
-            match scatter::readv(&self.link.stream, &slices) {
+            let began = Instant::now();
+            let came = scatter::readv(&self.link.stream, &slices);
+            placing += began.elapsed();
+            match came {
                 Ok(0) => return Err(ChannelError::CutShort { got, expected }),
                 Ok(bytes) => {
                     got += bytes as u64;
@@ -87,7 +92,7 @@ impl TcpReceiver {
             }
         }
         self.wake_at(1);
-        Ok(())
+        Ok(placing)
     }
 }
 
@@ -97,26 +102,27 @@ impl ChannelReceiver for TcpReceiver {
         self.read_table(&header)?;
         let head_bytes = (HEADER_BYTES + self.table.len()) as u64;
         let wire_bytes = head_bytes + u64::from(header.payload_bytes);
-        let arrived = |what| Ok(Arrived { sequence: header.sequence, wire_bytes, what });
+        let mut placing = Duration::ZERO;
+        let arrived = |placing, what| Ok(Arrived { sequence: header.sequence, wire_bytes, placing, what });
         if let FrameKind::Barrier(barrier) = header.kind {
-            return arrived(Arrival::Barrier { barrier, fenced: header.decode_fenced(&self.table) });
+            return arrived(placing, Arrival::Barrier { barrier, fenced: header.decode_fenced(&self.table) });
         }
         let pages = header
             .decode_runs(&self.table, self.memory.layout(), &mut self.runs)
             .map_err(ChannelError::Frame)?;
         match header.kind {
-            FrameKind::Zero => return arrived(Arrival::Zeros { runs: &self.runs, pages }),
+            FrameKind::Zero => return arrived(placing, Arrival::Zeros { runs: &self.runs, pages }),
             FrameKind::Zstd => {
                 self.packed.resize(header.payload_bytes as usize, 0);
                 self.link.read(&mut self.packed, false)?;
                 about_to_place(&self.runs);
-                return arrived(Arrival::Packed { runs: &self.runs, pages, packed: &self.packed });
+                return arrived(placing, Arrival::Packed { runs: &self.runs, pages, packed: &self.packed });
             }
             FrameKind::Raw | FrameKind::Barrier(_) => {}
         }
         about_to_place(&self.runs);
-        self.receive_pages(pages)?;
-        arrived(Arrival::Placed { pages })
+        placing = self.receive_pages(pages)?;
+        arrived(placing, Arrival::Placed { pages })
     }
 
     fn confirm(&mut self, receipt: &Receipt) -> Result<(), ChannelError> {

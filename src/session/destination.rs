@@ -3,6 +3,8 @@
 //! One thread per channel. The listener attaches channels as they come in; the source gives them their numbers. A number
 //! that was given up (fenced) never attaches again.
 
+mod placing;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -25,6 +27,7 @@ use crate::memory::GuestMemory;
 use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, RefusalCode, Reply};
+use placing::{Counted, unpack};
 
 /// A confirmation is sent after this many frames, or
 const CONFIRM_FRAMES: u64 = 8;
@@ -68,6 +71,10 @@ pub struct DestinationStats {
     pub zero_pages: u64,
     /// Bytes that came over all channels, headers included.
     pub wire_bytes: u64,
+    /// How long its threads took to put pages into memory, all together, the wait for the bytes not counted.
+    pub placing: Duration,
+    /// How much of that was taking compressed pages apart.
+    pub unpacking: Duration,
 }
 
 /// Takes the pages of one migration. Dropping it ends it, as [`DestinationSession::close`] does.
@@ -96,9 +103,7 @@ struct State {
     fenced: BTreeSet<ChannelId>,
     ended: bool,
     threads: Vec<JoinHandle<()>>,
-    placed_pages: u64,
-    zero_pages: u64,
-    wire_bytes: u64,
+    counted: Counted,
 }
 
 #[derive(Debug)]
@@ -161,9 +166,11 @@ impl DestinationSession {
         let state = self.shared.lock();
         DestinationStats {
             channels: state.channels.iter().map(|(id, channel)| channel.stats(*id)).collect(),
-            placed_pages: state.placed_pages,
-            zero_pages: state.zero_pages,
-            wire_bytes: state.wire_bytes,
+            placed_pages: state.counted.placed_pages,
+            zero_pages: state.counted.zero_pages,
+            wire_bytes: state.counted.wire_bytes,
+            placing: state.counted.placing + state.counted.unpacking,
+            unpacking: state.counted.unpacking,
         }
     }
 
@@ -412,35 +419,38 @@ impl Lane<'_> {
         let shared = self.shared;
         let mut about_to_place = |runs: &[Run]| shared.written.insert(runs);
         let arrived = self.receiver.next(&mut about_to_place)?;
-        let (sequence, wire_bytes) = (arrived.sequence, arrived.wire_bytes);
-        let (mut placed, mut zeros, mut barrier) = (0, 0, None);
+        let (sequence, began) = (arrived.sequence, Instant::now());
+        let (mut placed, mut barrier) = (0, None);
+        let mut frame =
+            Counted { wire_bytes: arrived.wire_bytes, placing: arrived.placing, ..Counted::default() };
         match arrived.what {
             Arrival::Placed { pages } => placed = pages,
             Arrival::Packed { runs, pages, packed } => {
                 let memory = &shared.memory;
                 unpack(&mut self.decompressor, memory, runs, pages, packed).map_err(Gone::Violation)?;
                 placed = pages;
+                frame.unpacking = began.elapsed();
             }
             Arrival::Zeros { runs, pages } => {
                 shared.zero(runs);
-                zeros = pages;
+                frame.zero_pages = pages;
+                frame.placing = began.elapsed();
             }
             Arrival::Barrier { barrier: id, fenced } => barrier = Some((id, fenced)),
         }
-        self.count(placed, zeros, wire_bytes);
+        frame.placed_pages = placed;
+        self.count(&frame);
         match barrier {
             Some((id, fenced)) => self.reach(id, &fenced),
             None => self.confirm(sequence, placed),
         }
     }
 
-    fn count(&self, placed: u64, zeros: u64, wire_bytes: u64) {
+    fn count(&self, frame: &Counted) {
         let mut state = self.shared.lock();
-        state.placed_pages += placed;
-        state.zero_pages += zeros;
-        state.wire_bytes += wire_bytes;
+        state.counted += *frame;
         if let Some(channel) = state.channels.get_mut(&self.id) {
-            channel.bytes += wire_bytes;
+            channel.bytes += frame.wire_bytes;
         }
     }
 
@@ -461,26 +471,6 @@ impl Lane<'_> {
         self.unconfirmed = (0, 0);
         Ok(self.receiver.confirm(&Receipt::Barrier(barrier))?)
     }
-}
-
-fn unpack(
-    decompressor: &mut Option<Decompressor>,
-    memory: &GuestMemory,
-    runs: &[Run],
-    pages: u64,
-    packed: &[u8],
-) -> Result<(), SessionError> {
-    let decompressor = match decompressor {
-        Some(decompressor) => decompressor,
-        none => none.insert(Decompressor::new()?),
-    };
-    let mut bytes = decompressor.decompress(packed, pages)?;
-    for run in runs {
-        let (head, rest) = bytes.split_at(run.bytes() as usize);
-        memory.write_run(*run, head);
-        bytes = rest;
-    }
-    Ok(())
 }
 
 /// An error and its causes in one line, as the peer is told.

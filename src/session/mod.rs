@@ -33,6 +33,7 @@ pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, Pend
 pub use mode::{Capabilities, Resolved, TransferMode};
 pub use path::Path;
 pub use report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
+pub use source::timing::{Latencies, SourceTimes, TimeSplit};
 pub use source::{SourceOptions, SourceSession};
 
 pub use crate::wire::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};

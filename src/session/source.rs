@@ -5,6 +5,7 @@
 //! channels again ([`opening`]).
 
 mod opening;
+pub mod timing;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -28,6 +29,7 @@ use crate::units::{PAGE_SIZE, RoundId};
 use crate::wire::data::{BarrierId, ChannelId, FENCED_BYTES, HEADER_BYTES, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, Secret};
 use opening::Missing;
+use timing::Clocks;
 
 /// How long a channel that waits for a cap goes without looking whether it was raised.
 const LOOK_AT_CAPS: Duration = Duration::from_millis(100);
@@ -87,6 +89,7 @@ struct State {
     /// Pages of the round under way, when it began.
     round_pages: u64,
     wire_bytes: u64,
+    clocks: Clocks,
     last_loss: Option<Arc<ChannelError>>,
     /// Paths that lack a channel, to be opened again.
     missing: Missing,
@@ -154,6 +157,7 @@ impl SourceSession {
             placed_before: 0,
             round_pages: 0,
             wire_bytes: 0,
+            clocks: Clocks::new(),
             last_loss: None,
             missing: Missing::default(),
             none_since: None,
@@ -288,6 +292,7 @@ impl SourceShared {
     pub(super) fn next_work(&self, id: ChannelId) -> Option<(Work, bool)> {
         let mut state = self.lock();
         let mut idle = false;
+        state.clocks.waits(id, self.now());
         loop {
             if state.ended || !state.is_alive(id) {
                 return None;
@@ -304,6 +309,7 @@ impl SourceShared {
                     state = self.wake.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner);
                 }
                 work => {
+                    state.clocks.works(id, self.now(), matches!(work, Work::Barrier { .. }));
                     // Counted before it is sent: its confirmation ends the round, and may be faster than this thread.
                     if let Work::Barrier { fenced, .. } = &work {
                         state.count(id, (HEADER_BYTES + fenced.len() * FENCED_BYTES) as u64);
@@ -323,6 +329,7 @@ impl SourceShared {
         let now = self.now();
         let mut state = self.lock();
         state.charge(id, now, batch.wire_bytes);
+        state.clocks.sent(id, batch, now);
         if state.striping.round().is_some() {
             state.round.pages += batch.pages;
             state.round.zero_pages += batch.zero_pages;
@@ -338,7 +345,7 @@ impl SourceShared {
     fn receive(&self, id: ChannelId, mut receipts: Box<dyn ChannelReceipts>) {
         loop {
             match receipts.next() {
-                Ok(Receipt::Placed(sequence)) => self.lock().striping.confirm(id, sequence),
+                Ok(Receipt::Placed(sequence)) => self.confirmed(id, sequence),
                 Ok(Receipt::Barrier(barrier)) => {
                     if let Err(cause) = self.reached(id, barrier) {
                         return self.lost(id, cause);
@@ -356,6 +363,7 @@ impl SourceShared {
         if !state.striping.knows_barrier(id, barrier) {
             return Err(ChannelError::ConfirmsBarrier { got: barrier.0 });
         }
+        state.clocks.barrier_reached(id, self.now());
         if let Some(round) = state.striping.barrier_reached(id, barrier) {
             state.placed_before += std::mem::take(&mut state.round_pages);
             let stats = state.round;

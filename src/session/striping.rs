@@ -14,7 +14,7 @@ use std::sync::Arc;
 use crate::layout::RamLayout;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, PageIndex, RoundId, Run};
-use crate::wire::data::{BarrierId, ChannelId};
+use crate::wire::data::{BarrierId, ChannelId, MAX_BATCH_PAGES};
 
 /// Pages in a batch in the middle of a round: 256 x 4 KiB = 1 MiB, what a pipe takes at once.
 pub const BATCH_PAGES: u64 = 256;
@@ -30,7 +30,7 @@ pub enum Work {
     Batch {
         /// The round that they belong to.
         round: RoundId,
-        /// Rising, apart, each within one region; [`BATCH_PAGES`] at most.
+        /// Rising, apart, each within one region; [`Striping::set_batch_pages`] at most.
         runs: Arc<[Run]>,
     },
     /// Send this barrier.
@@ -90,6 +90,8 @@ pub struct Striping {
     barriers: u64,
     /// Pages of the round that are not confirmed.
     remaining: u64,
+    /// Pages in a batch in the middle of a round.
+    batch_pages: u64,
 }
 
 impl Striping {
@@ -103,7 +105,13 @@ impl Striping {
             round: None,
             barriers: 0,
             remaining: 0,
+            batch_pages: BATCH_PAGES,
         }
+    }
+
+    /// Other batches than of [`BATCH_PAGES`] from now on; 1 to [`MAX_BATCH_PAGES`].
+    pub fn set_batch_pages(&mut self, pages: u64) {
+        self.batch_pages = pages.clamp(1, MAX_BATCH_PAGES);
     }
 
     /// A channel that takes part from now on. Its number must never have been used before.
@@ -157,7 +165,7 @@ impl Striping {
         if lane.pages >= WINDOW_PAGES {
             return Work::Wait;
         }
-        if let Some(runs) = round.returned.pop().or_else(|| round.cut(&self.layout, live)) {
+        if let Some(runs) = round.returned.pop().or_else(|| round.cut(&self.layout, live, self.batch_pages)) {
             let pages = runs.iter().map(|run| run.pages).sum();
             lane.pages += pages;
             lane.flights.push_back(Flight { runs: runs.clone(), pages, last: None });
@@ -259,8 +267,8 @@ impl Striping {
 
 impl Round {
     /// Cuts the next batch from the pages that nobody has taken.
-    fn cut(&mut self, layout: &RamLayout, live: u64) -> Option<Arc<[Run]>> {
-        let size = (self.untaken / (live * 4)).clamp(LAST_BATCH_PAGES, BATCH_PAGES);
+    fn cut(&mut self, layout: &RamLayout, live: u64, at_most: u64) -> Option<Arc<[Run]>> {
+        let size = (self.untaken / (live * 4)).clamp(LAST_BATCH_PAGES.min(at_most), at_most);
         let (mut runs, mut room) = (Vec::new(), size);
         while room > 0 {
             let Some(run) = self.rest.take().or_else(|| self.next_run()) else { break };

@@ -1,10 +1,11 @@
 //! The thread that pushes on one channel.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::mode::TransferMode;
 use super::source::SourceShared;
+use super::source::timing::TimeSplit;
 use super::striping::Work;
 use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
 use crate::codec::Compressor;
@@ -27,6 +28,8 @@ pub(super) struct Batched {
     pub(super) zero_pages: u64,
     /// Bytes that went out.
     pub(super) wire_bytes: u64,
+    /// What the time went into.
+    pub(super) split: TimeSplit,
 }
 
 impl Batched {
@@ -94,7 +97,10 @@ impl Worker {
     }
 
     fn push_batch(&mut self, round: RoundId, runs: &[Run]) -> Result<Batched, ChannelError> {
+        let began = Instant::now();
         self.separate(runs);
+        let separated = Instant::now();
+        let mut compress = Duration::ZERO;
         let count = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>();
         let mut batch = Batched { pages: count(runs), zero_pages: count(&self.zeros), ..Batched::default() };
         if !self.zeros.is_empty() {
@@ -102,10 +108,16 @@ impl Worker {
         }
         if !self.others.is_empty() {
             batch.add(match &mut self.packer {
-                Some(packer) => packer.push(&mut *self.source, &self.memory, round, &self.others)?,
+                Some(packer) => {
+                    let pushed = packer.push(&mut *self.source, &self.memory, round, &self.others)?;
+                    compress = packer.took;
+                    pushed
+                }
                 None => self.source.push_pages(round, &self.others)?,
             });
         }
+        let send = separated.elapsed().saturating_sub(compress);
+        batch.split = TimeSplit { scan: separated - began, compress, send, wait: Duration::ZERO };
         Ok(batch)
     }
 
@@ -139,6 +151,8 @@ struct Packer {
     /// When the last batch was handed over, and how much was in the socket's buffer then. `None` after the channel had
     /// nothing to do.
     mark: Option<(Instant, Option<u64>)>,
+    /// How long the last batch kept the compressor, samples included.
+    took: Duration,
 }
 
 impl Packer {
@@ -148,6 +162,7 @@ impl Packer {
             controller: LevelController::new(),
             copy: Vec::new(),
             mark: None,
+            took: Duration::ZERO,
         })
     }
 
@@ -184,6 +199,7 @@ impl Packer {
         };
         let (end, after) = (Instant::now(), source.backlog());
         self.mark = Some((end, after));
+        self.took = Duration::from_secs_f64(sampling + compress_seconds);
         let drained =
             before.zip(after).map(|(before, after)| (before + pushed.wire_bytes).saturating_sub(after));
         self.controller.sent(Sent {

@@ -1,5 +1,6 @@
 //! The command line: what each flag is called and what it takes. It ends in plain data and starts nothing.
 
+mod bench;
 mod host;
 
 use std::net::SocketAddr;
@@ -13,6 +14,7 @@ use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::dirty::TrackerKind;
 use crate::engine::fault::{FaultPlan, FaultPlanError};
 use crate::guest::program::Program;
+use crate::host::bench::options::BenchRequest;
 use crate::host::commands::{CommandOptions, HostCommand};
 use crate::host::daemon::run::ServeOptions;
 use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS};
@@ -39,6 +41,8 @@ const EXIT_CODES: &str = "Exit codes: 0 the guest moved; 1 it did not and runs a
 enum Command {
     /// Start a source and a destination on this machine, move a running guest between them, and report.
     Demo(DemoArguments),
+    /// Measure how fast memory moves, in each mode, at what cost, and what limits it.
+    Bench(Box<bench::Bench>),
     /// Run this host's daemon: it supervises guests, moves them to other hosts and takes them in.
     Serve(host::Serve),
     /// Start, list and stop guests of this host.
@@ -101,6 +105,8 @@ pub enum Rdma {
 pub enum Request {
     /// `pageferry demo`.
     Demo(DemoOptions),
+    /// `pageferry bench`.
+    Bench(BenchRequest),
     /// `pageferry serve`.
     Serve(ServeOptions),
     /// What this host's daemon is to do.
@@ -138,6 +144,7 @@ pub fn parse_from(
 ) -> Result<Request, clap::Error> {
     match Arguments::try_parse_from(arguments)?.command {
         Command::Demo(demo) => demo.options().map(Request::Demo),
+        Command::Bench(bench) => bench.request().map(Request::Bench),
         Command::Serve(serve) => Ok(serve.request()),
         Command::Guest(guest) => Ok(guest.request()),
         Command::Migrate(migrate) => Ok(migrate.request()),

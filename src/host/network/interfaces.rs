@@ -82,6 +82,11 @@ fn usable(message: &AddressMessage) -> Option<IpNet> {
     IpNet::new(address, message.header.prefix_len).ok()
 }
 
+/// The speed of an interface of this host in bits a second, where its driver says it.
+pub(in crate::host) fn speed_of(interface: &str) -> Option<u64> {
+    speed(Path::new(SYS_CLASS_NET), interface)
+}
+
 /// In bits a second. A driver that does not know says -1 or refuses; one of an interface that is down as well.
 fn speed(sys: &Path, interface: &str) -> Option<u64> {
     let text = std::fs::read_to_string(sys.join(interface).join("speed")).ok()?;

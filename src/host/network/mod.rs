@@ -15,6 +15,8 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub(in crate::host) use interfaces::speed_of;
+
 /// A network interface of this host.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Interface {

@@ -1,7 +1,7 @@
 //! The pieces of the page. Every text that is not the program's own goes through [`escape`].
 
 /// A text that stands for itself in HTML, between tags and in quoted attributes.
-pub(super) fn escape(text: &str) -> String {
+pub(in crate::host) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
         match character {
@@ -17,7 +17,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// A column of a table.
-pub(super) enum Column {
+pub(in crate::host) enum Column {
     /// A word or a sentence.
     Text(&'static str),
     /// A figure, which stands at the right.
@@ -25,7 +25,7 @@ pub(super) enum Column {
 }
 
 /// A table of texts that are not yet escaped; nothing where it has no rows.
-pub(super) fn table(class: &str, columns: &[Column], rows: &[Vec<String>]) -> String {
+pub(in crate::host) fn table(class: &str, columns: &[Column], rows: &[Vec<String>]) -> String {
     if rows.is_empty() {
         return String::new();
     }
@@ -55,7 +55,7 @@ pub(super) fn table(class: &str, columns: &[Column], rows: &[Vec<String>]) -> St
 }
 
 /// A part of the page under a heading; nothing where it is empty. What it says below the heading is the program's own.
-pub(super) fn card(heading: &str, says: &str, content: &str) -> String {
+pub(in crate::host) fn card(heading: &str, says: &str, content: &str) -> String {
     if content.is_empty() {
         return String::new();
     }
@@ -64,7 +64,7 @@ pub(super) fn card(heading: &str, says: &str, content: &str) -> String {
 }
 
 /// What the colours of a plot stand for, in their order.
-pub(super) fn legend(entries: &[(usize, String)]) -> String {
+pub(in crate::host) fn legend(entries: &[(usize, String)]) -> String {
     let entry = |(colour, name): &(usize, String)| {
         format!("<li><i style=\"background:var(--s{colour})\"></i>{}</li>", escape(name))
     };
@@ -72,7 +72,7 @@ pub(super) fn legend(entries: &[(usize, String)]) -> String {
 }
 
 /// A plot with what its colours stand for.
-pub(super) fn figure(svg: &str, says: &str, entries: &[(usize, String)]) -> String {
+pub(in crate::host) fn figure(svg: &str, says: &str, entries: &[(usize, String)]) -> String {
     let svg = svg.replacen("<svg ", &format!("<svg role=\"img\" aria-label=\"{}\" ", escape(says)), 1);
     format!("{}<figure class=\"scroll\">{svg}</figure>", legend(entries))
 }

@@ -2,8 +2,8 @@
 //! reader's choice of light or dark.
 
 mod charts;
-mod html;
-mod plot;
+pub(in crate::host) mod html;
+pub(in crate::host) mod plot;
 #[cfg(test)]
 mod tests;
 
@@ -25,13 +25,18 @@ pub fn page(migration: &Migration) -> String {
     body.push_str(&tiles(migration));
     body.push_str(&plots(migration));
     body.push_str(&tables(migration));
+    document(&title, &body)
+}
+
+/// A page of this program: a title, which is not yet escaped, and what stands on it.
+pub(in crate::host) fn document(title: &str, body: &str) -> String {
     format!(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n\
          <title>{}</title>\n<style>\n{STYLE}{}</style>\n</head>\n<body>\n<main>\n{body}\
          <footer>Written by pageferry {}. Times of day are UTC.</footer>\n</main>\n</body>\n</html>\n",
-        escape(&title),
+        escape(title),
         plot::style(),
         env!("CARGO_PKG_VERSION"),
     )

@@ -7,12 +7,12 @@ use plotters::coord::Shift;
 use plotters::prelude::*;
 
 /// Wide enough for a page of 980 pixels; the browser scales it.
-pub(super) const WIDTH: u32 = 920;
+pub(in crate::host) const WIDTH: u32 = 920;
 /// A plot with a vertical axis.
-pub(super) const HEIGHT: u32 = 280;
+pub(in crate::host) const HEIGHT: u32 = 280;
 
 /// The colours of the series on a light page, `--s0` to `--s7` of the style. The last is for what belongs to no series.
-pub(super) const SERIES: [RGBColor; 8] = [
+pub(in crate::host) const SERIES: [RGBColor; 8] = [
     RGBColor(0x2a, 0x6f, 0xdb),
     RGBColor(0xd9, 0x6c, 0x06),
     RGBColor(0x12, 0x90, 0x6b),
@@ -23,14 +23,14 @@ pub(super) const SERIES: [RGBColor; 8] = [
     RGBColor(0x8c, 0x8f, 0x96),
 ];
 /// For what belongs to no series.
-pub(super) const OTHER: usize = SERIES.len() - 1;
+pub(in crate::host) const OTHER: usize = SERIES.len() - 1;
 
-pub(super) const INK: RGBColor = RGBColor(0x5a, 0x65, 0x73);
-pub(super) const GRID: RGBColor = RGBColor(0xe1, 0xe5, 0xea);
-pub(super) const LIMIT: RGBColor = RGBColor(0xb3, 0x26, 0x1e);
+pub(in crate::host) const INK: RGBColor = RGBColor(0x5a, 0x65, 0x73);
+pub(in crate::host) const GRID: RGBColor = RGBColor(0xe1, 0xe5, 0xea);
+pub(in crate::host) const LIMIT: RGBColor = RGBColor(0xb3, 0x26, 0x1e);
 
 /// The style that gives every colour of a plot the page's own, which differs between light and dark.
-pub(super) fn style() -> String {
+pub(in crate::host) fn style() -> String {
     let series = SERIES.iter().enumerate().map(|(index, colour)| (*colour, format!("--s{index}")));
     let others = [(INK, "--soft"), (GRID, "--line"), (LIMIT, "--bad")];
     let others = others.into_iter().map(|(colour, name)| (colour, name.to_owned()));
@@ -44,12 +44,12 @@ pub(super) fn style() -> String {
 }
 
 /// The area of a plot.
-pub(super) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
+pub(in crate::host) type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
 /// Why a plot cannot be drawn. Into a string it always can; the library's type says otherwise.
-pub(super) type PlotError = DrawingAreaErrorKind<std::io::Error>;
+pub(in crate::host) type PlotError = DrawingAreaErrorKind<std::io::Error>;
 
 /// An SVG image.
-pub(super) fn svg(
+pub(in crate::host) fn svg(
     height: u32,
     draw: impl FnOnce(&Area<'_>) -> Result<(), PlotError>,
 ) -> Result<String, PlotError> {
@@ -63,13 +63,13 @@ pub(super) fn svg(
 }
 
 /// The style of texts in a plot.
-pub(super) fn text_style() -> TextStyle<'static> {
+pub(in crate::host) fn text_style() -> TextStyle<'static> {
     // The library divides by 1.24.
     ("sans-serif", 16).into_font().color(&INK)
 }
 
 /// A binary unit in which the largest of some sizes has few digits, and what it is worth in bytes.
-pub(super) fn unit(largest: f64) -> (&'static str, f64) {
+pub(in crate::host) fn unit(largest: f64) -> (&'static str, f64) {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut worth = 1.0;
     let mut index = 0;
@@ -81,7 +81,7 @@ pub(super) fn unit(largest: f64) -> (&'static str, f64) {
 }
 
 /// A number at an axis: no more digits than it needs, thousands and millions by their letters.
-pub(super) fn tick(value: f64) -> String {
+pub(in crate::host) fn tick(value: f64) -> String {
     let (value, letter) = match value.abs() {
         size if size >= 1e9 => (value / 1e9, " G"),
         size if size >= 1e6 => (value / 1e6, " M"),
@@ -93,7 +93,7 @@ pub(super) fn tick(value: f64) -> String {
 }
 
 /// A little above the largest value, so that nothing touches the edge; never 0, since an axis needs some length.
-pub(super) fn top(values: impl Iterator<Item = f64>) -> f64 {
+pub(in crate::host) fn top(values: impl Iterator<Item = f64>) -> f64 {
     let largest = values.filter(|value| value.is_finite()).fold(0.0, f64::max);
     if largest > 0.0 { largest * 1.08 } else { 1.0 }
 }

@@ -21,7 +21,7 @@ fn before_the_commit_a_cancelled_guest_stays_and_after_it_the_guest_moves() {
             let before = lab.at(side).faults();
             let mut migrate = lab
                 .alpha
-                .command(&format!("migrate vm --to beta --json --{}-fault stall:1@{phase}", side.word()));
+                .command(&format!("migrate vm --to beta --json --{}-fault stall:2@{phase}", side.word()));
             let migrate = migrate.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().expect("it starts");
             lab.at(side).next_fault(before, &what);
             let began = Instant::now();

@@ -175,7 +175,7 @@ fn both_links_go_for_good(lab: &Lab) {
     lab.script("link up 0");
     lab.script("link up 1");
     there.wait_for("the place to be given up", |host| (host.guest_state("vm") == "none").then_some(()));
-    assert!(there.log().contains("the source says that it will not come any more"), "{}", there.log());
+    assert!(there.log().contains("the other host says: the guest goes on at the source"), "{}", there.log());
     let report = moved(here, "vm", "--to beta");
     assert_eq!(list(&report["paths"]).len(), 2, "{report:#}");
     there.check_whole("vm");

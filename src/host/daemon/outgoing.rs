@@ -390,20 +390,21 @@ impl Daemon {
         }
     }
 
-    /// The same until it has heard, for as long as it would wait by itself: when the network failed, its process has not heard
-    /// from the guest's either, and keeps the guest's name and memory.
-    pub(super) fn keep_telling_gone(self: &Arc<Self>, id: &str) {
+    /// The same about a guest that goes on here, until it has heard, for as long as it would wait by itself: where the network
+    /// failed, its process has not heard from the guest's either, and keeps the guest's name and memory.
+    pub(super) fn keep_telling_gone(self: &Arc<Self>, id: &str, cause: Option<&str>) {
         let Some(Some(peer)) = self.with_migration(id, false, |active| active.peer.clone()) else { return };
+        let why = cause.unwrap_or("it was not moved");
+        let gone = Gone { lost: false, cause: format!("the guest goes on at the source: {why}") };
         let (daemon, path) = (Arc::clone(self), format!("/peer/v1/migrations/{id}/gone"));
         tokio::spawn(async move {
             let began = Instant::now();
-            loop {
-                let trust = daemon.settings().trust.clone();
-                let told = peer.call::<_, MigrationAnswer>(&trust, &path, &(), ANSWER).await;
-                if told.is_ok() || began.elapsed() > WAITS_FOR_US {
-                    return;
-                }
+            let mut told = false;
+            while !told && began.elapsed() < WAITS_FOR_US {
+                // First of all its process hears it from the guest's, as a rule.
                 tokio::time::sleep(ASK_AGAIN).await;
+                let trust = daemon.settings().trust.clone();
+                told = peer.call::<_, MigrationAnswer>(&trust, &path, &gone, ANSWER).await.is_ok();
             }
         });
     }

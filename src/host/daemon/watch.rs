@@ -349,7 +349,7 @@ impl Watch {
             Some(cause) if cause.ends_with(NEVER_STARTED) => Some(self.with_their_reason(id, cause).await),
             other => other,
         };
-        self.daemon.keep_telling_gone(id);
+        self.daemon.keep_telling_gone(id, cause.as_deref());
         self.daemon.finish(id, MigrationState::RolledBack, cause);
         let _ = process.request(Command::Acknowledge, ANSWER).await;
     }

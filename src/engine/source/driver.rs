@@ -376,11 +376,12 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         Ok(())
     }
 
-    /// A destination that gives up takes no channels, and says why on the link.
+    /// A destination that gives up takes no channels, and says why on the link. That the link is lost too says less than that no
+    /// channel opens.
     fn hear_why(&mut self) {
         let until = Instant::now() + LAST_WORD;
         while self.machine.phase() == PhaseName::SetUp
-            && let Ok(event) = self.link_events.recv_deadline(until)
+            && let Ok(event @ LinkEvent::Message(_)) = self.link_events.recv_deadline(until)
         {
             self.link_event(event);
         }

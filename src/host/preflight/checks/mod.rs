@@ -40,7 +40,7 @@ fn slots(host: &str, direction: &str, free: u32, most: u32) -> Check {
     }
     let finding = match most {
         0 => format!("{host} takes part in no {direction} migrations"),
-        _ => format!("{host} has no slot for {direction} migrations free; it has {most}"),
+        _ => format!("{host} has no slot for {direction} migrations free; it has {most} (max_migrations)"),
     };
     let advice = match most {
         0 => format!("raise max_migrations in {host}'s host file"),

@@ -257,7 +257,7 @@ fn every_check_at_the_source_that_does_not_pass_says_what_and_what_to_do() {
         (
             |case| case.free_outgoing = 0,
             &[
-                "Failed slots: a has no slot for outgoing migrations free; it has 2 | wait until one is over (--wait does), or \
+                "Failed slots: a has no slot for outgoing migrations free; it has 2 (max_migrations) | wait until one is over (--wait does), or \
                raise max_migrations in a's host file",
             ],
         ),
@@ -395,7 +395,7 @@ fn every_check_at_the_destination_that_does_not_pass_says_what_and_what_to_do() 
             "process",
             |facts| facts.free_incoming = 0,
             &[
-                "Failed slots: b has no slot for incoming migrations free; it has 2 | wait until one is over (--wait does), or \
+                "Failed slots: b has no slot for incoming migrations free; it has 2 (max_migrations) | wait until one is over (--wait does), or \
                raise max_migrations in b's host file",
             ],
         ),

@@ -17,6 +17,7 @@ use pageferry::guest::program::{Program, ProgramConfig, SelfChecking, SelfReport
 use pageferry::layout::{RamLayout, RamRegion};
 use pageferry::memory::{Backing, HugePages};
 use pageferry::migration::handover::Decision;
+use pageferry::session;
 use pageferry::units::{GuestAddress, PageIndex, RoundId, Run};
 use pageferry::wire::control::{Accept, Message, Setup, Token};
 use pageferry::wire::data::{
@@ -405,9 +406,12 @@ fn a_journal() {
     assert_eq!((unfinished.len(), unfinished[0].migration, unfinished[0].token), (1, MIGRATION, TOKEN));
     let peers = &unfinished[0].peers;
     assert_eq!(peers.name.as_deref(), Some("beta"));
-    let paths: Vec<_> = peers.paths.iter().map(|path| (path.to_string(), path.interface)).collect();
-    let eth1 = "eth1".parse().ok();
-    assert_eq!(paths, [("10.0.1.1-10.0.1.2:7433".into(), eth1), ("[fd00::2]:7434".into(), None)]);
+    let by_eth1 = session::Path {
+        source: "10.0.1.1".parse().ok(),
+        destination: "10.0.1.2:7433".parse().unwrap(),
+        interface: "eth1".parse().ok(),
+    };
+    assert_eq!(peers.paths, [by_eth1, session::Path::to("[fd00::2]:7434".parse().unwrap())]);
     assert_eq!(journal.decision(TOKEN).unwrap(), Some(Decision::Running));
     assert_eq!(journal.decision(Token([1; 16])).unwrap(), Some(Decision::Fenced));
 }

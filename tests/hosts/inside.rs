@@ -57,9 +57,10 @@ impl Lab {
     /// The end of a migration from alpha to beta, which both hosts tell alike: the account of each.
     #[track_caller]
     pub(crate) fn both_over(&self, id: &str, what: &str) -> [Value; 2] {
-        // Where the destination's process has died, its host is the last to know.
-        let theirs = self.beta.over(id);
-        let ours = self.alpha.over(id);
+        self.alpha.over(id);
+        self.beta.over(id);
+        // The host whose process has died is the last to know, and by then has told the other.
+        let (ours, theirs) = (self.alpha.over(id), self.beta.over(id));
         assert_eq!(ours["state"], theirs["state"], "{what}: {ours:#}\n{theirs:#}");
         assert!(
             (&ours["direction"], &theirs["direction"]) == (&"outgoing".into(), &"incoming".into()),

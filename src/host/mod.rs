@@ -13,6 +13,7 @@ pub mod exit;
 mod files;
 pub mod guest_process;
 pub mod guests;
+mod hex;
 pub mod history;
 pub mod holder;
 pub mod logging;

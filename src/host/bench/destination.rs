@@ -8,12 +8,13 @@ use crossbeam_channel::{Receiver, Sender, select, unbounded};
 
 use super::BenchError;
 use super::machine::{Machine, PeakMemory, memory_left, page_faults};
-use super::message::{self, FromDestination, FromSource, Receive, Received, VERSION, encode};
+use super::message::{FromDestination, FromSource, Receive, Received, VERSION, encode};
 use super::options::ServerOptions;
 use crate::engine::cpu::CpuMeter;
 use crate::engine::source::{MigrationId, Secret};
 use crate::engine::{chain, draw};
 use crate::host::exit::Exit;
+use crate::host::hex;
 use crate::host::logging;
 use crate::layout::RamLayout;
 use crate::memory::snapshot::MemoryDigest;
@@ -168,7 +169,7 @@ impl Client {
     }
 
     fn receive(&mut self, receive: &Receive, listener: &Listener) -> Result<(), BenchError> {
-        let migration = message::bytes(&receive.migration).map(MigrationId).ok_or(BenchError::OutOfTurn)?;
+        let migration = hex::decode(&receive.migration).map(MigrationId).ok_or(BenchError::OutOfTurn)?;
         if self.transfer.is_some() {
             return Err(BenchError::OutOfTurn);
         }
@@ -198,7 +199,7 @@ impl Client {
         let (peak, faults, cpu) = (PeakMemory::start(), page_faults(), CpuMeter::start());
         self.memory = Some(memory);
         self.transfer = Some(Transfer { migration, session, events, in_use_bytes, cpu, faults, peak });
-        self.say(&FromDestination::Ready { secret: message::digits(&secret.0) });
+        self.say(&FromDestination::Ready { secret: hex::encode(&secret.0) });
         Ok(())
     }
 

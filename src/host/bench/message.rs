@@ -144,20 +144,6 @@ impl FromDestination {
     }
 }
 
-/// So many bytes from hexadecimal digits, and nothing from anything else.
-pub(super) fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    let valid = digits.len() == 2 * N && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-    let mut bytes = [0; N];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(valid.then(|| &digits[2 * index..2 * index + 2])?, 16).ok()?;
-    }
-    Some(bytes)
-}
-
-pub(super) fn digits(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 impl Receive {
     /// Why this host, which has so much memory left, does not receive it.
     pub(super) fn objection(&self, left: u64) -> Option<String> {
@@ -234,14 +220,5 @@ mod tests {
             panic!("a refusal")
         };
         assert!(!why.contains('\u{1b}') && why.len() < 2000, "{why}");
-    }
-
-    #[test]
-    fn hexadecimal_digits() {
-        assert_eq!(bytes::<2>("0aFf"), Some([10, 255]));
-        assert_eq!(digits(&[10, 255]), "0aff");
-        for wrong in ["", "0a", "0aff0", "+aff", "0ag0", "äöü"] {
-            assert_eq!(bytes::<2>(wrong), None, "{wrong}");
-        }
     }
 }

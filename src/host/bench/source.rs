@@ -7,12 +7,13 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, unbounded};
 
 use super::BenchError;
 use super::machine::{Machine, PeakMemory};
-use super::message::{self, FromDestination, FromSource, Receive, Received, VERSION, encode};
+use super::message::{FromDestination, FromSource, Receive, Received, VERSION, encode};
 use super::options::BenchOptions;
 use super::writer::Writer;
 use crate::engine::cpu::CpuMeter;
 use crate::engine::draw;
 use crate::engine::source::{MigrationId, Secret};
+use crate::host::hex;
 use crate::memory::GuestMemory;
 use crate::memory::snapshot::MemoryDigest;
 use crate::pageset::PageSet;
@@ -152,13 +153,13 @@ impl Client {
         let migration: [u8; 16] = draw().map_err(BenchError::Random)?;
         let memory_bytes = payload.memory.layout().total_bytes();
         self.say(&FromSource::Receive(Receive {
-            migration: message::digits(&migration),
+            migration: hex::encode(&migration),
             memory_bytes,
             in_use_bytes: payload.in_use.len() * PAGE_SIZE,
             warm: options.warm,
         }));
         let FromDestination::Ready { secret } = self.hear()? else { return Err(BenchError::OutOfTurn) };
-        let secret = message::bytes(&secret).map(Secret).ok_or(BenchError::OutOfTurn)?;
+        let secret = hex::decode(&secret).map(Secret).ok_or(BenchError::OutOfTurn)?;
         let (sender, events) = unbounded();
         let session = SourceSession::open(
             SourceOptions {

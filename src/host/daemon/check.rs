@@ -10,6 +10,7 @@ use super::{ANSWER, Daemon, now};
 use crate::engine::chain;
 use crate::host::api::check::{Check, CheckReport, CheckStatus, PathInfo};
 use crate::host::api::migration::Direction;
+use crate::host::hex;
 use crate::host::holder::protocol::{Command, Event};
 use crate::host::network::pairs;
 use crate::host::network::probe::{ProbeResult, probe};
@@ -99,7 +100,7 @@ impl Daemon {
         let mut paths =
             pairs::paths(&ours.offers, &answer.facts.offers).await.map_err(|error| refused(chain(&error)))?;
         let echo: Vec<(IpAddr, u16)> = answer.echo.iter().map(|echo| (echo.ip(), echo.port())).collect();
-        let token = super::hex(&answer.echo_token).unwrap_or_default();
+        let token = hex::decode(&answer.echo_token).unwrap_or_default();
         let probes = probe(&paths, &echo, token).await;
         let unmatched = settings.unmatched().await;
         let mut all = checks::at_source(&checks::SourceView {

@@ -7,12 +7,13 @@ use std::time::{Duration, Instant};
 
 use super::settings::Settings;
 use super::tables::Active;
-use super::{ANSWER, Daemon, account, digits, guests, log_line, now, watch};
+use super::{ANSWER, Daemon, account, guests, log_line, now, watch};
 use crate::engine::chain;
 use crate::host::api::check::{Check, CheckStatus};
 use crate::host::api::guest::{GuestInfo, GuestState};
 use crate::host::api::migration::{Direction, LogLine, Migration, MigrationState};
 use crate::host::guest_process::GuestProcess;
+use crate::host::hex;
 use crate::host::holder::protocol::{Agreed, Command, Event, ListenAt, ReceiveSpec};
 use crate::host::network::probe::EchoService;
 use crate::host::peer::client::{Dial, PeerTarget};
@@ -64,7 +65,7 @@ impl Daemon {
         let echo = EchoService::start(&facts.offers, settings.config().migration_ports, token);
         let at = echo.ports().iter().map(|(ip, port)| SocketAddr::new(*ip, *port)).collect();
         tokio::spawn(echo.finished());
-        Ok(CheckAnswer { facts, checks, echo: at, echo_token: digits(&token) })
+        Ok(CheckAnswer { facts, checks, echo: at, echo_token: hex::encode(&token) })
     }
 
     fn destination_checks(&self, asked: &CheckRequest, facts: &HostFacts) -> Vec<Check> {
@@ -189,7 +190,7 @@ impl Daemon {
             ports: (first + 1, last),
             agreed: Some(Agreed {
                 migration: asked.migration.clone(),
-                admission: digits(&secret),
+                admission: hex::encode(&secret),
                 trust: config.tls.clone(),
                 peer_name: None,
             }),
@@ -210,7 +211,7 @@ impl Daemon {
         watch::watch(self, &guest.name, (process, events));
         let at: Vec<String> = addresses.iter().map(ToString::to_string).collect();
         self.say(&asked.migration, format!("a place is made for it at {}", at.join(", ")));
-        Ok(AdmitAnswer::Admitted { secret: digits(&secret), addresses, answering })
+        Ok(AdmitAnswer::Admitted { secret: hex::encode(&secret), addresses, answering })
     }
 
     async fn give_up_place(&self, process: &GuestProcess, name: &str) {

@@ -34,6 +34,7 @@ use crate::engine::journal::Journal;
 use crate::host::api::guest::{GuestInfo, GuestState};
 use crate::host::api::migration::{Direction, LogLine, Migration, MigrationState};
 use crate::host::guest_process::GuestProcess;
+use crate::host::hex;
 use crate::host::history::History;
 use crate::host::holder::protocol::Command;
 use crate::host::metrics::Metrics;
@@ -98,7 +99,7 @@ impl Daemon {
     fn new_instance(&self) -> String {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let drawn = crate::engine::draw::<4>().unwrap_or((number as u32 ^ std::process::id()).to_le_bytes());
-        digits(&drawn)
+        hex::encode(&drawn)
     }
 
     /// Changes a guest and writes it down. Answers what `change` does; nothing where there is no such guest.
@@ -243,22 +244,6 @@ impl Daemon {
     fn active_migrations(&self) -> Vec<Migration> {
         self.tables().migrations.values().map(|active| active.migration.clone()).collect()
     }
-}
-
-/// So many bytes from hexadecimal digits, and nothing from anything else.
-fn hex<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    if digits.len() != 2 * N || !digits.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
-fn digits(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn sending(active: &Active) -> Sending {

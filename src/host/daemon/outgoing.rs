@@ -12,10 +12,11 @@ use super::check::Checked;
 use super::settings::Settings;
 use super::share::Sending;
 use super::tables::Active;
-use super::{ANSWER, Daemon, digits, now};
+use super::{ANSWER, Daemon, now};
 use crate::host::api::check::{Check, CheckStatus, PathInfo};
 use crate::host::api::guest::GuestState;
 use crate::host::api::migration::{Direction, MigrateRequest, Migration, MigrationState};
+use crate::host::hex;
 use crate::host::holder::protocol::{Agreed, Command, MovePath, MoveSpec};
 use crate::host::peer::messages::{AdmitAnswer, AdmitRequest, CheckRequest, Gone, MigrationAnswer};
 use crate::session::mode::TransferMode;
@@ -73,7 +74,7 @@ impl Daemon {
         }
         let drawn =
             crate::engine::draw::<16>().map_err(|error| MigrateFailure::Refused(error.to_string()))?;
-        let id = digits(&drawn);
+        let id = hex::encode(&drawn);
         let settings = self.settings();
         let mut tables = self.tables();
         let Some(guest) = tables.guests.get(name) else {

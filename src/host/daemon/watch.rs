@@ -13,6 +13,7 @@ use crate::engine::source::MigrationId;
 use crate::host::api::guest::GuestState;
 use crate::host::api::migration::MigrationState;
 use crate::host::guest_process::{Attached, GuestProcess};
+use crate::host::hex;
 use crate::host::holder::protocol::{Arrived, Command, Doing, Event, HolderState, MoveProgress, Moved};
 use crate::host::peer::messages::{Gone, MigrationAnswer};
 use crate::migration::handover::NEVER_STARTED;
@@ -425,5 +426,5 @@ impl Watch {
 /// # Errors
 /// A text that is not 32 hexadecimal digits.
 pub fn parse_id(id: &str) -> Result<MigrationId, String> {
-    super::hex(id).map(MigrationId).ok_or_else(|| format!("{id:?} is no name of a migration"))
+    hex::decode(id).map(MigrationId).ok_or_else(|| format!("{id:?} is no name of a migration"))
 }

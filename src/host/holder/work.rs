@@ -18,6 +18,7 @@ use crate::engine::recovery::resolve;
 use crate::engine::source::{MigrateOptions, MigrationId, Secret, migrate};
 use crate::engine::{chain, observe};
 use crate::host::guests::{self, AnyGuest};
+use crate::host::hex;
 use crate::migration::convergence::Limits;
 use crate::migration::handover::{Arrival, Outcome};
 use crate::migration::source::Patience;
@@ -105,7 +106,7 @@ impl Holder {
                 kind: guest.kind_name().to_owned(),
                 memory_bytes: guest.memory().layout().total_bytes(),
                 touched_bytes: touched * PAGE_SIZE,
-                config: config.iter().map(|byte| format!("{byte:02x}")).collect(),
+                config: hex::encode(&config),
             }))
         })
     }
@@ -344,11 +345,11 @@ struct Agreement {
 impl Agreement {
     fn of(agreed: Option<&Agreed>) -> Result<Self, String> {
         let Some(agreed) = agreed else { return Ok(Self { admission: None, trust: Trust::Insecure }) };
-        let migration = bytes(&agreed.migration)
+        let migration = hex::decode(&agreed.migration)
             .map(MigrationId)
             .ok_or("the migration's name is not 32 hexadecimal digits")?;
         let secret =
-            bytes(&agreed.admission).map(Secret).ok_or("the admission is not 64 hexadecimal digits")?;
+            hex::decode(&agreed.admission).map(Secret).ok_or("the admission is not 64 hexadecimal digits")?;
         let trust = agreed.trust.as_ref().map_or(Ok(Trust::Insecure), trust)?;
         Ok(Self { admission: Some(Admission { migration, secret }), trust })
     }
@@ -357,18 +358,6 @@ impl Agreement {
 fn trust(files: &TlsFiles) -> Result<Trust, String> {
     let identity = TlsIdentity::load(files).map_err(|error| chain(&error))?;
     Ok(Trust::Tls(Arc::new(identity)))
-}
-
-/// Hexadecimal digits of exactly so many bytes.
-fn bytes<const N: usize>(digits: &str) -> Option<[u8; N]> {
-    if digits.len() != 2 * N || !digits.is_ascii() {
-        return None;
-    }
-    let mut bytes = [0; N];
-    for (index, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&digits[2 * index..2 * index + 2], 16).ok()?;
-    }
-    Some(bytes)
 }
 
 fn interface(name: Option<&String>) -> Result<Option<InterfaceName>, String> {

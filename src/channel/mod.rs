@@ -11,7 +11,7 @@ mod tcp_destination;
 mod tcp_source;
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -83,8 +83,27 @@ pub trait ChannelLink: Send + Sync + std::fmt::Debug {
     fn local(&self) -> SocketAddr;
     /// The other end.
     fn remote(&self) -> SocketAddr;
-    /// Cuts it off: whoever waits for it on either side gets an error. Idempotent.
+    /// What carries the pages.
+    fn carrier(&self) -> Carrier;
+    /// Cuts it off: whoever waits for it on either side gets an error. A wire that writes memory by itself does so no more
+    /// when this returns. Idempotent.
     fn shut(&self);
+}
+
+/// What carries the pages of a channel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Carrier {
+    /// A TCP connection.
+    Tcp,
+    /// An RDMA queue pair.
+    Rdma {
+        /// The device of this end, such as `mlx5_0`.
+        device: String,
+        /// Its port, from 1.
+        port: u8,
+        /// The address that it uses.
+        gid: Ipv6Addr,
+    },
 }
 
 /// A channel that was just opened at the source.
@@ -217,6 +236,10 @@ pub enum ChannelError {
         /// What it confirmed.
         got: u64,
     },
+    /// RDMA is not to be had, or failed.
+    #[cfg(feature = "rdma")]
+    #[error(transparent)]
+    Rdma(#[from] rdma::RdmaError),
     /// The peer says why it gives the channel up.
     #[error("the destination refuses the data: {0}")]
     Peer(String),
@@ -226,9 +249,30 @@ impl ChannelError {
     /// Whether the peer broke the protocol, so that the migration must end, rather than a link that broke.
     #[must_use]
     pub fn is_violation(&self) -> bool {
+        #[cfg(feature = "rdma")]
+        if let Self::Rdma(error) = self {
+            return error.is_violation();
+        }
         matches!(
             self,
             Self::Frame(_) | Self::ConfirmsTooMuch { .. } | Self::ConfirmsBarrier { .. } | Self::Peer(_)
         )
     }
+}
+
+/// An error with everything below it, in one line.
+#[must_use]
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(below) = cause {
+        // Some libraries repeat their cause in their own words.
+        let more = below.to_string();
+        if !text.ends_with(&more) {
+            text.push_str(": ");
+            text.push_str(&more);
+        }
+        cause = below.source();
+    }
+    text
 }

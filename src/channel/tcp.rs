@@ -15,7 +15,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
 use super::tcp_destination::TcpReceiver;
 use super::tcp_source::{TcpReceipts, TcpSource};
-use super::{AcceptedChannel, ChannelError, ChannelLink, OpenChannel};
+use super::{AcceptedChannel, Carrier, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
 use crate::sys::socket::{bind_to_interface, interface_with, set_largest_segment};
 
@@ -250,6 +250,10 @@ impl ChannelLink for TcpLink {
 
     fn remote(&self) -> SocketAddr {
         self.remote
+    }
+
+    fn carrier(&self) -> Carrier {
+        Carrier::Tcp
     }
 
     fn shut(&self) {

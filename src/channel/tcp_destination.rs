@@ -99,6 +99,9 @@ impl TcpReceiver {
 impl ChannelReceiver for TcpReceiver {
     fn next(&mut self, about_to_place: &mut dyn FnMut(&[Run])) -> Result<Arrived<'_>, ChannelError> {
         let header = self.read_header()?;
+        if header.kind == FrameKind::Written {
+            return Err(ChannelError::Frame(FrameError::Misplaced));
+        }
         self.read_table(&header)?;
         let head_bytes = (HEADER_BYTES + self.table.len()) as u64;
         let wire_bytes = head_bytes + u64::from(header.payload_bytes);
@@ -118,7 +121,7 @@ impl ChannelReceiver for TcpReceiver {
                 about_to_place(&self.runs);
                 return arrived(placing, Arrival::Packed { runs: &self.runs, pages, packed: &self.packed });
             }
-            FrameKind::Raw | FrameKind::Barrier(_) => {}
+            FrameKind::Raw | FrameKind::Barrier(_) | FrameKind::Written => {}
         }
         about_to_place(&self.runs);
         placing = self.receive_pages(pages)?;

@@ -11,6 +11,7 @@ use super::fault::FaultPlan;
 use super::observe::DestinationReport;
 use crate::guest::{Guest, GuestError};
 use crate::migration::handover::Arrival;
+use crate::session::rdma::RdmaSupport;
 pub use crate::wire::control::Setup;
 use driver::Driver;
 
@@ -23,6 +24,8 @@ pub struct ReceiveOptions {
     pub idle_after: Duration,
     /// How long to hold a complete guest that the source does not commit, before giving it up.
     pub fence_after: Duration,
+    /// What this host has for RDMA; `None` looks at its devices.
+    pub rdma: Option<RdmaSupport>,
     /// Whether RAM at the pause is digested, to be compared with the source's.
     pub digest_ram: bool,
     /// Stops it, also while it waits.
@@ -38,6 +41,7 @@ impl Default for ReceiveOptions {
             // A source that saves its guest's state on a slow disk, or sends under a low cap, is not idle.
             idle_after: Duration::from_secs(300),
             fence_after: Duration::from_secs(60),
+            rdma: None,
             digest_ram: false,
             cancel: CancelSignal::default(),
             faults: FaultPlan::default(),

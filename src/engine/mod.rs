@@ -31,19 +31,4 @@ pub fn draw<const N: usize>() -> std::io::Result<[u8; N]> {
     Ok(value)
 }
 
-/// An error with everything below it, in one line.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(below) = cause {
-        // Some libraries repeat their cause in their own words.
-        let more = below.to_string();
-        if !text.ends_with(&more) {
-            text.push_str(": ");
-            text.push_str(&more);
-        }
-        cause = below.source();
-    }
-    text
-}
+pub use crate::session::chain;

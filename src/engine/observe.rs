@@ -7,6 +7,7 @@ use crate::memory::snapshot::MemoryDigest;
 use crate::migration::convergence::RoundRecord;
 use crate::migration::handover::{Arrival, Outcome};
 use crate::migration::source::PhaseName;
+use crate::session::Carrier;
 use crate::session::mode::TransferMode;
 use crate::units::RoundId;
 use crate::wire::preamble::MigrationId;
@@ -85,6 +86,8 @@ pub struct ChannelRecord {
     pub remote: SocketAddr,
     /// The interface at this end.
     pub interface: Option<String>,
+    /// What carried its pages.
+    pub carrier: Carrier,
     /// Bytes that it carried.
     pub bytes: u64,
     /// Whether it was lost on the way.

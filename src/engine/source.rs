@@ -19,8 +19,9 @@ use crate::migration::handover::Outcome;
 use crate::migration::source::Patience;
 use crate::session::caps::RateCaps;
 use crate::session::control::{ControlLink, ControlOptions, Opening};
-use crate::session::mode::{self, TransferMode};
+use crate::session::mode::TransferMode;
 use crate::session::path::Path;
+use crate::session::rdma::RdmaSupport;
 use crate::session::trust::PeerTrust;
 pub use crate::wire::preamble::{MigrationId, Secret};
 use driver::Driver;
@@ -46,6 +47,8 @@ pub struct MigrateOptions {
     pub channels: usize,
     /// How memory travels.
     pub mode: TransferMode,
+    /// What this host has for RDMA; `None` looks at its devices, when the mode asks for it.
+    pub rdma: Option<RdmaSupport>,
     /// The most bytes per second on the wire.
     pub rate_caps: RateCaps,
     /// When to stop and copy, and what to do when that does not come.
@@ -80,6 +83,7 @@ impl MigrateOptions {
             answering: Vec::new(),
             channels: 2,
             mode: TransferMode::Compression,
+            rdma: None,
             rate_caps: RateCaps::default(),
             limits: Limits::default(),
             patience: Patience::default(),
@@ -142,7 +146,8 @@ fn run<G: Guest + ?Sized>(
         Err(cause) => return rolled_back(format!("no random numbers for a new migration: {cause}")),
     };
     report.migration = id;
-    let setup = match driver::setup(guest, options) {
+    let rdma = driver::rdma(options);
+    let setup = match driver::setup(guest, options, &rdma) {
         Ok(setup) => setup,
         Err(cause) => return rolled_back(super::chain(&cause)),
     };
@@ -154,7 +159,7 @@ fn run<G: Guest + ?Sized>(
         Err(cause) => return rolled_back(super::chain(&cause)),
     };
     tracing::info!(migration = %id, guest = options.name, mode = options.mode.name(), "migration begins");
-    let mut driver = Driver::new(guest, options, journal, id, (link, link_events), setup, began);
+    let mut driver = Driver::new(guest, options, journal, id, (link, link_events), (setup, rdma), began);
     let outcome = driver.run(observer);
     driver.close(report);
     tracing::info!(migration = %id, ?outcome, "migration ends");
@@ -162,13 +167,12 @@ fn run<G: Guest + ?Sized>(
 }
 
 fn empty_report<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> SourceReport {
-    let resolved = mode::resolve(options.mode, mode::Capabilities::OURS, mode::Capabilities::OURS);
     SourceReport {
         migration: MigrationId([0; 16]),
         outcome: Outcome::RolledBack { cause: String::new() },
         mode_requested: options.mode,
-        mode_used: resolved.used,
-        mode_reason: resolved.reason,
+        mode_used: TransferMode::Tcp,
+        mode_reason: "no data channel was opened".to_owned(),
         channels: Vec::new(),
         rounds: Vec::new(),
         memory_bytes: guest.memory().layout().total_bytes(),

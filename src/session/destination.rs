@@ -3,6 +3,7 @@
 //! One thread per channel. The listener attaches channels as they come in; the source gives them their numbers. A number
 //! that was given up (fenced) never attaches again.
 
+mod attaching;
 mod placing;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,20 +14,20 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::error::SessionError;
-use super::handshake::write_reply;
+use super::lock;
 use super::mode::TransferMode;
-use super::path::{Path, interface_of};
+use super::path::Path;
+use super::rdma::RdmaSupport;
 use super::report::ChannelStats;
-use super::stream::Stream;
 use super::written::WrittenPages;
-use super::{lock, spawn};
-use crate::channel::tcp::{self, TcpOptions};
-use crate::channel::{AcceptedChannel, Arrival, ChannelError, ChannelLink, ChannelReceiver};
+use crate::channel::tcp::TcpOptions;
+use crate::channel::{Arrival, Carrier, ChannelError, ChannelLink, ChannelReceiver, chain};
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
-use crate::units::{PAGE_SIZE, Run};
+use crate::units::{PAGE_SIZE, PageIndex, Run};
 use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
-use crate::wire::preamble::{MigrationId, RefusalCode, Reply};
+use crate::wire::preamble::MigrationId;
+use attaching::Exposed;
 use placing::{Counted, unpack};
 
 /// A confirmation is sent after this many frames, or
@@ -91,7 +92,9 @@ pub(super) struct DestinationShared {
     options: TcpOptions,
     events: Sender<DestinationEvent>,
     /// Pages that something other than zero was, or may have been, written to.
-    written: WrittenPages,
+    written: Arc<WrittenPages>,
+    /// Memory that RDMA may write.
+    rdma: Exposed,
     state: Mutex<State>,
     /// A channel finished, or is waiting at a barrier.
     quiet: Condvar,
@@ -127,29 +130,37 @@ impl Attached {
             path: Path { source: Some(self.link.remote().ip()), ..Path::to(self.link.local()) },
             bytes: self.bytes,
             alive: !self.finished,
-            mode: TransferMode::Tcp,
+            mode: match self.link.carrier() {
+                Carrier::Tcp => TransferMode::Tcp,
+                Carrier::Rdma { .. } => TransferMode::Rdma,
+            },
+            carrier: self.link.carrier(),
         }
     }
 }
 
 impl DestinationSession {
-    /// A session without channels. The memory is fresh: pages that the source says are zero are left alone unless this
-    /// session wrote to them.
+    /// A session without channels, and without RDMA. The memory is fresh: pages that the source says are zero are left alone
+    /// unless this session wrote to them.
     #[must_use]
     pub fn new(memory: GuestMemory, migration: MigrationId, events: Sender<DestinationEvent>) -> Self {
-        Self::with_link_timeout(memory, migration, TcpOptions::default().link_timeout, events)
+        let rdma = RdmaSupport::off("this session takes none");
+        Self::with(memory, migration, TcpOptions::default().link_timeout, &rdma, events)
     }
 
-    /// As [`DestinationSession::new`], with another time after which a silent channel counts as lost.
+    /// As [`DestinationSession::new`], with another time after which a silent channel counts as lost, and RDMA where there is.
     #[must_use]
-    pub fn with_link_timeout(
+    pub fn with(
         memory: GuestMemory,
         migration: MigrationId,
         link_timeout: Duration,
+        rdma: &RdmaSupport,
         events: Sender<DestinationEvent>,
     ) -> Self {
+        let written = Arc::new(WrittenPages::new(memory.layout().total_pages()));
         let shared = DestinationShared {
-            written: WrittenPages::new(memory.layout().total_pages()),
+            rdma: Exposed::of(&memory, rdma, link_timeout, &written),
+            written,
             memory,
             migration,
             options: TcpOptions { link_timeout, ..TcpOptions::default() },
@@ -203,6 +214,7 @@ impl Drop for DestinationSession {
             // A thread that panicked touches nothing either.
             let _ = thread.join();
         }
+        self.shared.rdma.end();
     }
 }
 
@@ -214,54 +226,6 @@ impl DestinationShared {
     fn tell(&self, event: DestinationEvent) {
         // Nobody listens any more: the session's owner has gone.
         let _ = self.events.send(event);
-    }
-
-    /// The source opened a channel and has proved that it knows the secret: answers it, and receives from now on. `false` when it
-    /// was refused.
-    pub(super) fn attach(self: &Arc<Self>, stream: Stream, id: ChannelId, deadline: Instant) -> bool {
-        // The listener refuses others in words.
-        let Some(stream) = stream.into_plain() else { return false };
-        let answer = stream.try_clone().map(Stream::Plain);
-        let refuse = |text: &str| {
-            tracing::warn!(migration = %self.migration, channel = %id, text, "data channel refused");
-            if let Ok(answer) = &answer {
-                let _ = write_reply(answer, &Reply::refused(RefusalCode::NotNow, text), deadline);
-            }
-            false
-        };
-        // Under the lock from the check to the registration, so that a fence or the end of the session sees the channel.
-        let mut state = self.lock();
-        if let Some(reason) = state.no_place_for(id) {
-            drop(state);
-            return refuse(reason);
-        }
-        let AcceptedChannel { receiver, link } = match tcp::receive(stream, self.memory.clone(), self.options)
-        {
-            Ok(opened) => opened,
-            Err(error) => {
-                drop(state);
-                return refuse(&error.to_string());
-            }
-        };
-        let interface = interface_of(link.local().ip()).ok().flatten();
-        let channel = Attached { link: link.clone(), interface, bytes: 0, finished: false, parked: false };
-        let stats = channel.stats(id);
-        state.channels.insert(id, channel);
-        drop(state);
-
-        let accepted = answer.is_ok_and(|answer| write_reply(&answer, &Reply::accepted(0), deadline).is_ok());
-        self.tell(DestinationEvent::ChannelAttached { channel: id, stats });
-        let thread = self.clone();
-        let started = accepted.then(|| spawn(&format!("pf-data-{id}"), move || thread.run(id, receiver)));
-        match started {
-            Some(Ok(handle)) => self.lock().threads.push(handle),
-            Some(Err(cause)) => self.lose(id, cause),
-            None => {
-                let cause = ChannelError::Send(std::io::ErrorKind::BrokenPipe.into());
-                self.lose(id, SessionError::ChannelLost { remote: link.remote(), cause: Arc::new(cause) });
-            }
-        }
-        true
     }
 
     fn lose(&self, id: ChannelId, cause: SessionError) {
@@ -339,7 +303,8 @@ impl DestinationShared {
     fn zero(&self, runs: &[Run]) {
         for run in runs {
             for page in run.start.0..run.end() {
-                if self.written.contains(page) {
+                // Memory that RDMA may write counts as written, and most of it is zero still.
+                if self.written.contains(page) && !self.memory.is_zero_page(PageIndex(page)) {
                     self.memory.zero_run(Run::new(page, 1));
                 }
             }
@@ -348,19 +313,6 @@ impl DestinationShared {
 }
 
 impl State {
-    fn no_place_for(&self, id: ChannelId) -> Option<&'static str> {
-        if self.ended {
-            return Some("the migration takes no more data channels");
-        }
-        if self.fenced.contains(&id) {
-            return Some("this data channel was given up");
-        }
-        if self.channels.contains_key(&id) {
-            return Some("there was a data channel of this number already");
-        }
-        (self.channels.len() >= MAX_CHANNELS).then_some("the migration has had too many data channels")
-    }
-
     fn park(&mut self, id: ChannelId, parked: bool) {
         if let Some(channel) = self.channels.get_mut(&id) {
             channel.parked = parked;
@@ -471,16 +423,4 @@ impl Lane<'_> {
         self.unconfirmed = (0, 0);
         Ok(self.receiver.confirm(&Receipt::Barrier(barrier))?)
     }
-}
-
-/// An error and its causes in one line, as the peer is told.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

@@ -70,6 +70,9 @@ pub enum SessionError {
         #[source]
         cause: ChannelError,
     },
+    /// A path has no RDMA at this end.
+    #[error("no RDMA: {0}")]
+    NoRdma(String),
     /// A data channel was lost.
     #[error("the data channel with {remote} was lost")]
     ChannelLost {

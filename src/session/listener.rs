@@ -331,7 +331,7 @@ impl ListenerShared {
     /// Whether whoever is at the other end may come for this. Data channels come in plain, and show that they belong to a
     /// migration; everything else comes from a host that has proved which one it is, where hosts do.
     fn may(&self, stream: &Stream, purpose: Purpose, remote: SocketAddr, deadline: Instant) -> bool {
-        let data = matches!(purpose, Purpose::Data { .. });
+        let data = matches!(purpose, Purpose::Data { .. } | Purpose::RdmaData { .. });
         let why = match stream {
             Stream::Plain(_) if data || self.options.trust.is_insecure() => return true,
             Stream::Plain(_) => {
@@ -416,6 +416,8 @@ impl ListenerShared {
             }
             Purpose::Data { channel } => let_in(&stream)
                 .is_none_or(|(session, _)| session.attach(stream, ChannelId(channel), deadline)),
+            Purpose::RdmaData { channel } => let_in(&stream)
+                .is_none_or(|(session, _)| session.attach_rdma(stream, ChannelId(channel), deadline)),
             Purpose::ResumeControl { attempt, received } => let_in(&stream).is_none_or(|(_, link)| {
                 let path = path_of(&stream, remote);
                 link.resume(stream, (attempt, received), path, deadline)

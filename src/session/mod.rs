@@ -15,7 +15,6 @@ pub mod listener;
 pub mod mode;
 pub mod pace;
 pub mod path;
-#[cfg(feature = "rdma")]
 pub mod rdma;
 pub mod report;
 pub mod source;
@@ -32,10 +31,12 @@ pub use handshake::query;
 pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection};
 pub use mode::{Capabilities, Resolved, TransferMode};
 pub use path::Path;
-pub use report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
+pub use rdma::RdmaSupport;
+pub use report::{Carrier, ChannelStats, RoundStats, SessionEvent, SessionStats};
 pub use source::timing::{Latencies, SourceTimes, TimeSplit};
 pub use source::{SourceOptions, SourceSession};
 
+pub use crate::channel::chain;
 pub use crate::wire::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
 
 /// Starts a named thread.

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::wire::control::MAX_TEXT_BYTES;
+use crate::wire::{cut_text, shown_text};
+
 /// The transfer modes, as a host's configuration names them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -53,61 +56,113 @@ impl FromStr for TransferMode {
 }
 
 /// What a host can do beyond plain TCP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     /// It takes compressed batches (apart).
     pub compression: bool,
+    /// Why it has no RDMA; `None` when it has. Empty when it does not say.
+    pub no_rdma: Option<String>,
 }
 
 impl Capabilities {
-    /// Those of this program.
-    pub const OURS: Self = Self { compression: true };
-
     const COMPRESSION: &str = "zstd";
+    const RDMA: &str = "rdma";
+    const NO_RDMA: &str = "no rdma: ";
 
-    /// The names that travel in control messages.
+    /// Those of this program on a host that has RDMA, or has not for this reason.
     #[must_use]
-    pub fn names(self) -> Vec<String> {
-        self.compression.then(|| Self::COMPRESSION.to_owned()).into_iter().collect()
+    pub fn with_rdma(no_rdma: Option<&str>) -> Self {
+        Self { compression: true, no_rdma: no_rdma.map(str::to_owned) }
+    }
+
+    /// Nothing but plain TCP.
+    #[must_use]
+    pub fn none() -> Self {
+        Self { compression: false, no_rdma: Some(String::new()) }
+    }
+
+    /// The names that travel in control messages. Why there is no RDMA is the end of one, for people.
+    #[must_use]
+    pub fn names(&self) -> Vec<String> {
+        let rdma = match &self.no_rdma {
+            None => Self::RDMA.to_owned(),
+            Some(why) => cut_text(&format!("{}{why}", Self::NO_RDMA), MAX_TEXT_BYTES).to_owned(),
+        };
+        self.compression.then(|| Self::COMPRESSION.to_owned()).into_iter().chain([rdma]).collect()
     }
 
     /// From the names that came; unknown ones are a newer peer's and ignored.
     #[must_use]
     pub fn from_names(names: &[String]) -> Self {
-        Self { compression: names.iter().any(|name| name == Self::COMPRESSION) }
+        let has = |wanted: &str| names.iter().any(|name| name == wanted);
+        let why = names.iter().find_map(|name| name.strip_prefix(Self::NO_RDMA));
+        Self {
+            compression: has(Self::COMPRESSION),
+            no_rdma: (!has(Self::RDMA))
+                .then(|| why.map(|why| shown_text(why.as_bytes())).unwrap_or_default()),
+        }
     }
 }
 
 /// The mode that a migration uses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resolved {
-    /// [`TransferMode::Tcp`] or [`TransferMode::Compression`].
+    /// Never [`TransferMode::Auto`].
     pub used: TransferMode,
     /// Why, as a sentence.
     pub reason: String,
 }
 
-/// Which mode two hosts use when the source's asks for one.
+/// From so many bits a second on, plain TCP is chosen by itself: one core compresses 2 to 5 Gbit/s, and a guest's vCPUs want the
+/// others.
+pub const FAST_ENOUGH: u64 = 25_000_000_000;
+
+/// Which mode two hosts use when the source's asks for one. `bits_per_second` is what the paths carry together, where their
+/// interfaces say.
 #[must_use]
-pub fn resolve(requested: TransferMode, ours: Capabilities, theirs: Capabilities) -> Resolved {
-    let resolved = |used, reason: &str| Resolved { used, reason: reason.to_owned() };
-    match requested {
-        TransferMode::Tcp => resolved(TransferMode::Tcp, "tcp was asked for"),
-        TransferMode::Compression if !ours.compression => {
-            resolved(TransferMode::Tcp, "this host cannot compress, so tcp is used")
-        }
-        TransferMode::Compression if !theirs.compression => {
-            resolved(TransferMode::Tcp, "the destination takes no compressed pages, so tcp is used")
-        }
-        TransferMode::Compression => resolved(TransferMode::Compression, "compression was asked for"),
-        TransferMode::Rdma => {
-            resolved(TransferMode::Tcp, "this version of pageferry has no RDMA channel, so tcp is used")
-        }
-        TransferMode::Auto => resolved(
-            TransferMode::Tcp,
-            "this version of pageferry has no RDMA channel, and compresses only when asked to",
-        ),
+pub fn resolve(
+    requested: TransferMode,
+    ours: &Capabilities,
+    theirs: &Capabilities,
+    bits_per_second: Option<u64>,
+) -> Resolved {
+    let resolved = |used, reason: String| Resolved { used, reason };
+    match (requested, without_rdma(ours, theirs)) {
+        (TransferMode::Tcp, _) => resolved(TransferMode::Tcp, "tcp was asked for".into()),
+        (TransferMode::Compression, _) => compression(ours, theirs, "compression was asked for"),
+        (TransferMode::Rdma, None) => resolved(TransferMode::Rdma, "rdma was asked for".into()),
+        (TransferMode::Rdma, Some(why)) => resolved(TransferMode::Tcp, format!("{why}, so tcp is used")),
+        (TransferMode::Auto, None) => resolved(TransferMode::Rdma, "both hosts have RDMA".into()),
+        (TransferMode::Auto, Some(why)) => match bits_per_second.filter(|bits| *bits >= FAST_ENOUGH) {
+            Some(bits) => {
+                let gigabits = bits / 1_000_000_000;
+                resolved(
+                    TransferMode::Tcp,
+                    format!("{why}, and the paths carry {gigabits} Gbit/s without compression"),
+                )
+            }
+            None => compression(ours, theirs, &format!("{why}, and compression is never slower than tcp")),
+        },
     }
+}
+
+fn compression(ours: &Capabilities, theirs: &Capabilities, reason: &str) -> Resolved {
+    let (used, reason) = match (ours.compression, theirs.compression) {
+        (true, true) => (TransferMode::Compression, reason),
+        (false, _) => (TransferMode::Tcp, "this host cannot compress, so tcp is used"),
+        (true, false) => (TransferMode::Tcp, "the destination takes no compressed pages, so tcp is used"),
+    };
+    Resolved { used, reason: reason.to_owned() }
+}
+
+/// Which of both hosts has no RDMA, and why.
+fn without_rdma(ours: &Capabilities, theirs: &Capabilities) -> Option<String> {
+    let of = |host: &str, why: &String| match why.as_str() {
+        "" => format!("{host} has no RDMA"),
+        why => format!("{host} has no RDMA ({why})"),
+    };
+    let here = ours.no_rdma.as_ref().map(|why| of("this host", why));
+    here.or_else(|| theirs.no_rdma.as_ref().map(|why| of("the destination", why)))
 }
 
 #[cfg(test)]
@@ -121,24 +176,53 @@ mod tests {
         }
         let error = "smb".parse::<TransferMode>().unwrap_err().to_string();
         assert_eq!(error, "\"smb\" is not a transfer mode; there are tcp, compression, rdma and auto");
+        for can in
+            [Capabilities::with_rdma(None), Capabilities::with_rdma(Some("no device")), Capabilities::none()]
+        {
+            assert_eq!(Capabilities::from_names(&can.names()), can);
+        }
+        assert_eq!(Capabilities::from_names(&["something newer".to_owned()]), Capabilities::none());
+        let long = Capabilities::with_rdma(Some(&"x".repeat(10_000))).names();
+        assert!(long.iter().all(|name| name.len() <= MAX_TEXT_BYTES));
     }
 
     #[test]
     fn what_is_asked_for_is_used_where_both_can() {
-        let all = Capabilities::OURS;
-        let none = Capabilities::from_names(&["something newer".to_owned()]);
-        assert_eq!(Capabilities::from_names(&all.names()), all);
-        for (requested, theirs, used, word) in [
-            (TransferMode::Tcp, all, TransferMode::Tcp, "asked"),
-            (TransferMode::Compression, all, TransferMode::Compression, "asked"),
-            (TransferMode::Compression, none, TransferMode::Tcp, "destination"),
-            (TransferMode::Rdma, all, TransferMode::Tcp, "RDMA"),
-            (TransferMode::Auto, all, TransferMode::Tcp, "RDMA"),
+        use TransferMode::{Auto, Compression, Rdma, Tcp};
+        let all = Capabilities::with_rdma(None);
+        let tcp = Capabilities::none();
+        let no_rdma = Capabilities::with_rdma(Some("no device"));
+        let slow = Some(1_000_000_000);
+        for (requested, ours, theirs, speed, used, reason) in [
+            (Tcp, &all, &all, slow, Tcp, "tcp was asked for"),
+            (Compression, &all, &all, slow, Compression, "compression was asked for"),
+            (Compression, &all, &tcp, slow, Tcp, "the destination takes no compressed pages, so tcp is used"),
+            (Compression, &tcp, &all, slow, Tcp, "this host cannot compress, so tcp is used"),
+            (Rdma, &all, &all, slow, Rdma, "rdma was asked for"),
+            (Rdma, &no_rdma, &all, slow, Tcp, "this host has no RDMA (no device), so tcp is used"),
+            (Rdma, &all, &no_rdma, slow, Tcp, "the destination has no RDMA (no device), so tcp is used"),
+            (Rdma, &all, &tcp, slow, Tcp, "the destination has no RDMA, so tcp is used"),
+            (Auto, &all, &all, slow, Rdma, "both hosts have RDMA"),
+            (
+                Auto,
+                &all,
+                &no_rdma,
+                None,
+                Compression,
+                "the destination has no RDMA (no device), and compression is never slower than tcp",
+            ),
+            (
+                Auto,
+                &no_rdma,
+                &all,
+                Some(FAST_ENOUGH),
+                Tcp,
+                "this host has no RDMA (no device), and the paths carry 25 Gbit/s without compression",
+            ),
+            (Auto, &all, &tcp, slow, Tcp, "the destination takes no compressed pages, so tcp is used"),
         ] {
-            let resolved = resolve(requested, all, theirs);
-            assert_eq!(resolved.used, used);
-            assert!(resolved.reason.contains(word), "{}", resolved.reason);
+            let expected = Resolved { used, reason: reason.to_owned() };
+            assert_eq!(resolve(requested, ours, theirs, speed), expected, "{requested}");
         }
-        assert_eq!(resolve(TransferMode::Compression, none, all).used, TransferMode::Tcp);
     }
 }

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use super::error::SessionError;
 use super::mode::TransferMode;
 use super::path::Path;
+pub use crate::channel::Carrier;
 use crate::pageset::PageSet;
 use crate::units::RoundId;
 use crate::wire::data::ChannelId;
@@ -36,6 +37,20 @@ pub enum SessionEvent {
         path: Path,
         /// How long the path lacked it.
         after: std::time::Duration,
+    },
+    /// Pages are carried by something else from now on: TCP where RDMA was lost or is not to be had, or RDMA again.
+    CarrierChanged {
+        /// [`TransferMode::Tcp`] or [`TransferMode::Rdma`].
+        to: TransferMode,
+        /// Why, as a sentence.
+        reason: String,
+    },
+    /// A path takes no part: RDMA carries the pages, and there is none on it.
+    PathLeftOut {
+        /// Which.
+        path: Path,
+        /// Why.
+        reason: String,
     },
     /// The last channel was lost within a round; the round is over.
     Failed {
@@ -78,10 +93,12 @@ pub struct ChannelStats {
     pub alive: bool,
     /// How it transfers.
     pub mode: TransferMode,
+    /// What carries its pages.
+    pub carrier: Carrier,
 }
 
 /// How a session stands.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct SessionStats {
     /// Each channel that ever opened.
     pub channels: Vec<ChannelStats>,
@@ -91,6 +108,10 @@ pub struct SessionStats {
     pub remaining_pages: u64,
     /// Bytes sent over all channels, headers included.
     pub wire_bytes: u64,
+    /// How pages are carried now.
+    pub mode: TransferMode,
+    /// Why it is not RDMA, where it should be.
+    pub mode_reason: Option<String>,
     /// For how long not one channel has lived.
     pub none_for: Option<std::time::Duration>,
 }

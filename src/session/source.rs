@@ -4,7 +4,10 @@
 //! destination confirms. They share one lock, which is held for a queue operation, never for I/O. One more thread opens lost
 //! channels again ([`opening`]).
 
+mod carrying;
+mod loss;
 mod opening;
+mod rdma_side;
 pub mod timing;
 
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -19,16 +22,19 @@ use super::lock;
 use super::mode::TransferMode;
 use super::pace::Paces;
 use super::path::Path;
+use super::rdma::RdmaSupport;
 use super::report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 use super::striping::{Striping, Work};
 use super::worker::Batched;
-use crate::channel::{ChannelError, ChannelLink, ChannelReceipts};
+use crate::channel::{Carrier, ChannelError, ChannelLink, ChannelReceipts};
 use crate::memory::GuestMemory;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId};
 use crate::wire::data::{BarrierId, ChannelId, FENCED_BYTES, HEADER_BYTES, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, Secret};
+use carrying::Carrying;
 use opening::Missing;
+use rdma_side::RdmaSide;
 use timing::Clocks;
 
 /// How long a channel that waits for a cap goes without looking whether it was raised.
@@ -47,8 +53,11 @@ pub struct SourceOptions {
     pub channels: usize,
     /// The guest's memory.
     pub memory: GuestMemory,
-    /// [`TransferMode::Compression`] compresses where that is faster; every other mode sends pages as they are.
+    /// [`TransferMode::Compression`] compresses where that is faster. [`TransferMode::Rdma`] has pages written by RDMA on the paths
+    /// that have it, and goes over to TCP when none has, or none any more. Every other mode sends pages as they are.
     pub mode: TransferMode,
+    /// The devices for [`TransferMode::Rdma`].
+    pub rdma: RdmaSupport,
     /// Bytes a second that the channels may send.
     pub rate_caps: RateCaps,
     /// How long a silent link takes to count as lost, and a connection may take to come about.
@@ -70,6 +79,8 @@ pub struct SourceSession {
 #[derive(Debug)]
 pub(super) struct SourceShared {
     pub(super) options: SourceOptions,
+    /// Guest RAM on this host's devices, where RDMA is to be used.
+    rdma: Option<RdmaSide>,
     events: Sender<SessionEvent>,
     begin: Instant,
     state: Mutex<State>,
@@ -93,6 +104,7 @@ struct State {
     last_loss: Option<Arc<ChannelError>>,
     /// Paths that lack a channel, to be opened again.
     missing: Missing,
+    carrying: Carrying,
     /// Since when not one channel lives.
     none_since: Option<Duration>,
     /// No round comes any more: the destination may close its ends.
@@ -124,14 +136,16 @@ impl SourceSession {
         if options.paths.is_empty() {
             return Err(SessionError::NoPath);
         }
-        let paths: Vec<Path> = options.paths.iter().copied().cycle().take(wanted).collect();
-        let dialled = opening::dial_all(&options, &paths);
-        let session = Self::new(options, wanted as u32, events);
+        let paths = opening::dealt(&options);
+        let session = Self::new(options, events);
+        let mut opened = session.shared.dial_all(&paths);
+        if opened.iter().all(|(_, _, dialled)| dialled.is_err()) && session.shared.is_carried_by_rdma() {
+            session.shared.do_without_rdma(&opened);
+            opened = session.shared.dial_all(&paths);
+        }
         let mut failures = Vec::new();
-        for (index, (path, dialled)) in paths.into_iter().zip(dialled).enumerate() {
-            let id = ChannelId(index as u32);
-            let attached = dialled.and_then(|open| session.shared.attach(id, path, open));
-            if let Err(cause) = attached {
+        for (id, path, dialled) in opened {
+            if let Err(cause) = dialled.and_then(|open| session.shared.attach(id, path, open)) {
                 failures.push((id, path, cause));
             }
         }
@@ -140,18 +154,18 @@ impl SourceSession {
             return Err(SessionError::NoChannel { tried: wanted, first });
         }
         for (channel, path, cause) in failures {
-            session.shared.lock().missing.push(path, Duration::ZERO);
-            session.shared.tell(SessionEvent::ChannelLost { channel, path, cause });
+            session.shared.did_not_open(channel, path, cause);
         }
         session.shared.keep_channels_up()?;
         Ok(session)
     }
 
-    fn new(options: SourceOptions, next_channel: u32, events: Sender<SessionEvent>) -> Self {
+    fn new(options: SourceOptions, events: Sender<SessionEvent>) -> Self {
+        let rdma = RdmaSide::of(&options);
         let state = State {
             striping: Striping::new(options.memory.layout().clone()),
             lanes: Vec::new(),
-            next_channel,
+            next_channel: 0,
             paces: Paces::new(&options.rate_caps),
             round: RoundStats::default(),
             placed_before: 0,
@@ -160,12 +174,14 @@ impl SourceSession {
             clocks: Clocks::new(),
             last_loss: None,
             missing: Missing::default(),
+            carrying: Carrying::new(options.mode, rdma.is_some()),
             none_since: None,
             resting: false,
             ended: false,
         };
         let shared = SourceShared {
             options,
+            rdma,
             events,
             begin: Instant::now(),
             state: Mutex::new(state),
@@ -188,6 +204,7 @@ impl SourceSession {
     /// # Panics
     /// If a round is under way, or the pages are of another guest.
     pub fn place(&self, round: RoundId, pages: PageSet) {
+        self.shared.come_back();
         let mut state = self.shared.lock();
         if state.ended {
             drop(state);
@@ -218,9 +235,9 @@ impl SourceSession {
     pub fn stats(&self) -> SessionStats {
         let state = self.shared.lock();
         let remaining_pages = state.striping.remaining_pages();
-        let mode = match self.shared.options.mode {
-            TransferMode::Compression => TransferMode::Compression,
-            _ => TransferMode::Tcp,
+        let carried_by = |carrier: &Carrier| match carrier {
+            Carrier::Rdma { .. } => TransferMode::Rdma,
+            Carrier::Tcp => state.carrying.over_tcp(),
         };
         let channel = |lane: &Lane| ChannelStats {
             id: lane.id,
@@ -230,13 +247,16 @@ impl SourceSession {
             path: lane.path,
             bytes: lane.bytes,
             alive: lane.alive,
-            mode,
+            mode: carried_by(&lane.link.carrier()),
+            carrier: lane.link.carrier(),
         };
         SessionStats {
             channels: state.lanes.iter().map(channel).collect(),
             placed_pages: state.placed_before + state.round_pages - remaining_pages,
             remaining_pages,
             wire_bytes: state.wire_bytes,
+            mode: state.carrying.mode(),
+            mode_reason: state.carrying.reason(),
             none_for: state.none_since.map(|since| self.shared.now().saturating_sub(since)),
         }
     }
@@ -244,6 +264,11 @@ impl SourceSession {
     /// The last round is over: from now on a channel that ends is not lost, and none is opened again.
     pub fn rest(&self) {
         self.shared.lock().resting = true;
+    }
+
+    /// The guest is about to pause: what carries the pages stays, unless it is lost.
+    pub fn settle(&self) {
+        self.shared.lock().carrying.settle();
     }
 
     /// Gives up the channels of an interface that has gone down, which TCP would notice only after the link timeout.
@@ -269,6 +294,9 @@ impl Drop for SourceSession {
         for thread in std::mem::take(&mut *lock(&self.shared.threads)) {
             // A thread that panicked has ended as well.
             let _ = thread.join();
+        }
+        if let Some(rdma) = &self.shared.rdma {
+            rdma.end();
         }
     }
 }
@@ -373,70 +401,6 @@ impl SourceShared {
         Ok(())
     }
 
-    /// The pushing thread of a channel failed. What the destination said before it closed the channel explains more than that
-    /// the socket is closed, so the receiving thread goes first if it has something.
-    pub(super) fn push_failed(&self, id: ChannelId, cause: ChannelError) {
-        const A_MOMENT: Duration = Duration::from_millis(50);
-        let deadline = Instant::now() + A_MOMENT;
-        let mut state = self.lock();
-        while state.is_alive(id) && Instant::now() < deadline {
-            state = self.wait(state, A_MOMENT);
-        }
-        drop(state);
-        self.lost(id, cause);
-    }
-
-    fn lost(&self, id: ChannelId, cause: ChannelError) {
-        let now = self.now();
-        let mut state = self.lock();
-        let (ended, resting) = (state.ended, state.resting);
-        let Some(lane) = state.lanes.iter_mut().find(|lane| lane.id == id && lane.alive) else { return };
-        lane.link.shut();
-        if resting {
-            // Its work is done; that is no loss.
-            return;
-        }
-        lane.alive = false;
-        if ended {
-            return;
-        }
-        let (path, remote, cause) = (lane.path, lane.link.remote(), Arc::new(cause));
-        state.last_loss = Some(cause.clone());
-        let in_round = state.striping.round().is_some();
-        state.striping.channel_lost(id);
-        // A peer that lies on one channel is not to be believed on another.
-        let refused = cause.is_violation();
-        if refused {
-            state.lose_all();
-        }
-        let none_left = state.striping.live_channels() == 0;
-        if none_left {
-            state.none_since.get_or_insert(now);
-        }
-        state.missing.push(path, now);
-        let waits = self.options.reopen.is_some() && !refused;
-        let owed = (in_round && none_left && !waits).then(|| state.abort_round());
-        // Under the lock, so that the loss of another channel cannot be told in between.
-        let lost = SessionError::ChannelLost { remote, cause: cause.clone() };
-        self.tell(SessionEvent::ChannelLost { channel: id, path, cause: lost });
-        if let Some(owed) = owed {
-            let all_lost = || SessionError::AllChannelsLost { last: Some(cause.clone()) };
-            let cause = refused.then(|| SessionError::NotPlaceable { remote, cause: cause.clone() });
-            self.tell(SessionEvent::Failed { cause: cause.unwrap_or_else(all_lost), owed });
-        }
-        drop(state);
-        self.wake.notify_all();
-    }
-
-    /// A channel whose threads did not start.
-    fn forget(&self, id: ChannelId) {
-        let mut state = self.lock();
-        if let Some(at) = state.lanes.iter().position(|lane| lane.id == id) {
-            state.lanes.remove(at).link.shut();
-        }
-        state.striping.channel_lost(id);
-    }
-
     fn end(&self) -> PageSet {
         let mut state = self.lock();
         state.ended = true;
@@ -445,7 +409,9 @@ impl SourceShared {
             lane.alive = false;
             lane.link.shut();
         }
+        let standby = state.carrying.take_standby();
         drop(state);
+        drop(standby);
         self.wake.notify_all();
         owed
     }
@@ -468,14 +434,6 @@ impl State {
 
     fn is_alive(&self, id: ChannelId) -> bool {
         self.lanes.iter().any(|lane| lane.id == id && lane.alive)
-    }
-
-    fn lose_all(&mut self) {
-        for lane in self.lanes.iter_mut().filter(|lane| lane.alive) {
-            lane.alive = false;
-            lane.link.shut();
-            self.striping.channel_lost(lane.id);
-        }
     }
 
     /// Counts bytes that a channel sends; answers how many it has sent in all.

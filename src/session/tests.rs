@@ -7,6 +7,8 @@ mod hostile;
 mod link;
 mod namespaces;
 mod proofs;
+#[cfg(feature = "rdma")]
+mod rdma;
 mod reopening;
 mod transfer;
 #[cfg(feature = "cli")]
@@ -128,8 +130,8 @@ fn host_with(memory: GuestMemory, options: ListenerOptions, opening: Opening) ->
     let (listener, incoming) = listener_with(options);
     let links = links_over(path_to(&listener), &incoming, opening, ControlOptions::default());
     let (sender, events) = unbounded();
-    let timeout = Duration::from_secs(2);
-    let session = DestinationSession::with_link_timeout(memory.clone(), MIGRATION, timeout, sender);
+    let (timeout, rdma) = (Duration::from_secs(2), RdmaSupport::off("not in this test"));
+    let session = DestinationSession::with(memory.clone(), MIGRATION, timeout, &rdma, sender);
     links.source.set_secret(SECRET);
     links.destination.set_secret(SECRET);
     listener.register(MIGRATION, SECRET, &session, &links.destination);
@@ -144,6 +146,7 @@ fn options(memory: &GuestMemory, host: &Host, channels: usize, mode: TransferMod
         channels,
         memory: memory.clone(),
         mode,
+        rdma: RdmaSupport::off("not in this test"),
         reopen: None,
         rate_caps: RateCaps::default(),
         link_timeout: Duration::from_secs(5),
@@ -164,7 +167,10 @@ fn placed(events: &Receiver<SessionEvent>) -> (RoundId, RoundStats) {
     loop {
         match next(events) {
             SessionEvent::Placed { round, stats } => return (round, stats),
-            SessionEvent::ChannelLost { .. } | SessionEvent::ChannelReturned { .. } => {}
+            SessionEvent::ChannelLost { .. }
+            | SessionEvent::ChannelReturned { .. }
+            | SessionEvent::CarrierChanged { .. }
+            | SessionEvent::PathLeftOut { .. } => {}
             SessionEvent::Failed { cause, .. } => panic!("the round failed: {cause}"),
         }
     }

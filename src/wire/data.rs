@@ -6,7 +6,7 @@
 //! | offset | header |
 //! |---|---|
 //! | 0 | magic `PGFD` |
-//! | 4 | kind (u8): 1 raw, 2 zstd, 3 zero, 4 barrier; a zero byte |
+//! | 4 | kind (u8): 1 raw, 2 zstd, 3 zero, 4 barrier, 5 written; a zero byte |
 //! | 6 | entries of the table (u16) |
 //! | 8 | round (u32) |
 //! | 12 | bytes of payload (u32) |
@@ -70,6 +70,8 @@ pub enum FrameKind {
     Zero,
     /// Nothing: everything before it on this channel comes before everything that follows its confirmation on any.
     Barrier(BarrierId),
+    /// Nothing: as many bytes as its header says were written by RDMA before it, page by page. It has no table.
+    Written,
 }
 
 /// The fixed part of a frame.
@@ -96,11 +98,16 @@ pub enum FrameError {
     /// A kind that this version does not know.
     #[error("a data frame of kind {0} is unknown to this version")]
     Kind(u8),
+    /// A kind that this channel does not carry.
+    #[error("a data frame has come over a channel that carries no frames of its kind")]
+    Misplaced,
     /// A bit set that this version keeps 0.
     #[error("a reserved field of a data frame is not zero")]
     Reserved,
     /// A table that is too long, or empty where it must not be.
-    #[error("a data frame has {0} table entries; 1 to {MAX_RUNS} are allowed")]
+    #[error(
+        "a data frame has {0} table entries; 1 to {MAX_RUNS} are allowed, and none where RDMA has written"
+    )]
     Entries(u16),
     /// A payload that does not fit the kind or the runs.
     #[error("a data frame has a payload of {got} bytes; {limit} are allowed")]
@@ -146,6 +153,7 @@ impl Header {
             FrameKind::Zstd => (2, 0),
             FrameKind::Zero => (3, 0),
             FrameKind::Barrier(barrier) => (4, barrier.0),
+            FrameKind::Written => (5, 0),
         };
         let mut bytes = [0; HEADER_BYTES];
         bytes[..4].copy_from_slice(&FRAME_MAGIC);
@@ -176,20 +184,29 @@ impl Header {
             2 => FrameKind::Zstd,
             3 => FrameKind::Zero,
             4 => FrameKind::Barrier(BarrierId(barrier)),
+            5 => FrameKind::Written,
             other => return Err(FrameError::Kind(other)),
         };
         let is_barrier = matches!(kind, FrameKind::Barrier(_));
         if reserved != 0 || (!is_barrier && barrier != 0) {
             return Err(FrameError::Reserved);
         }
-        if usize::from(entries) > MAX_RUNS || (entries == 0 && !is_barrier) {
+        let fits = match kind {
+            FrameKind::Written => entries == 0,
+            FrameKind::Barrier(_) => usize::from(entries) <= MAX_RUNS,
+            FrameKind::Raw | FrameKind::Zstd | FrameKind::Zero => {
+                (1..=MAX_RUNS).contains(&usize::from(entries))
+            }
+        };
+        if !fits {
             return Err(FrameError::Entries(entries));
         }
         let limit = match kind {
-            FrameKind::Raw | FrameKind::Zstd => MAX_BATCH_PAGES * PAGE_SIZE,
+            FrameKind::Raw | FrameKind::Zstd | FrameKind::Written => MAX_BATCH_PAGES * PAGE_SIZE,
             FrameKind::Zero | FrameKind::Barrier(_) => 0,
         };
-        if u64::from(payload_bytes) > limit {
+        let whole_pages = kind != FrameKind::Written || u64::from(payload_bytes).is_multiple_of(PAGE_SIZE);
+        if u64::from(payload_bytes) > limit || !whole_pages {
             return Err(FrameError::Payload { got: payload_bytes, limit });
         }
         Ok(Self { kind, entries, round, payload_bytes, sequence })
@@ -242,7 +259,7 @@ impl Header {
             FrameKind::Raw => bytes == pages * PAGE_SIZE,
             FrameKind::Zstd => bytes > 0 && bytes <= pages * PAGE_SIZE,
             // `decode` has seen that there is none.
-            FrameKind::Zero | FrameKind::Barrier(_) => return Ok(()),
+            FrameKind::Zero | FrameKind::Barrier(_) | FrameKind::Written => return Ok(()),
         };
         if pages > MAX_BATCH_PAGES {
             return Err(FrameError::Pages(pages));
@@ -299,6 +316,13 @@ pub fn encode_barrier(barrier: BarrierId, round: RoundId, sequence: u64, fenced:
     let mut bytes = header.encode().to_vec();
     bytes.extend(fenced.iter().flat_map(|channel| channel.0.to_le_bytes()));
     bytes
+}
+
+/// The frame that follows so many pages which were written by RDMA; at most [`MAX_BATCH_PAGES`].
+#[must_use]
+pub fn encode_written(pages: u64, round: RoundId, sequence: u64) -> [u8; HEADER_BYTES] {
+    let payload_bytes = (pages * PAGE_SIZE) as u32;
+    Header { kind: FrameKind::Written, entries: 0, round, payload_bytes, sequence }.encode()
 }
 
 /// What the destination says on a data channel.

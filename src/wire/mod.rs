@@ -1,12 +1,13 @@
 //! Every byte that crosses the network: bounded decoding, versions. No I/O.
 //!
 //! A connection starts with a [`preamble`], which says what it is for. Then it carries either [`link`] frames with
-//! [`control`] messages in them, or [`data`] frames.
+//! [`control`] messages in them, or [`data`] frames. [`rdma`] is what comes before and beside those of an RDMA channel.
 
 pub mod control;
 pub mod data;
 pub mod link;
 pub mod preamble;
+pub mod rdma;
 
 /// The version that this program speaks at best.
 pub const PROTOCOL_VERSION: u16 = 1;

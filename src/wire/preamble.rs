@@ -153,6 +153,11 @@ pub enum Purpose {
     },
     /// One question about a migration and one answer.
     Query,
+    /// A data channel whose pages are written by RDMA.
+    RdmaData {
+        /// As for [`Purpose::Data`], and out of the same numbers.
+        channel: u32,
+    },
 }
 
 impl Purpose {
@@ -164,6 +169,7 @@ impl Purpose {
             }
             Self::Data { channel } => (3, u64::from(channel)),
             Self::Query => (4, 0),
+            Self::RdmaData { channel } => (5, u64::from(channel)),
         }
     }
 
@@ -174,9 +180,9 @@ impl Purpose {
                 attempt: (both >> 48) as u16,
                 received: both & (RECEIVED_LIMIT - 1),
             }),
-            (3, channel) => {
+            (3 | 5, channel) => {
                 let channel = u32::try_from(channel).map_err(|_| PreambleError::Argument(code, argument))?;
-                Ok(Self::Data { channel })
+                Ok(if code == 3 { Self::Data { channel } } else { Self::RdmaData { channel } })
             }
             (4, 0) => Ok(Self::Query),
             (1 | 4, _) => Err(PreambleError::Argument(code, argument)),

@@ -9,8 +9,8 @@ use pageferry::session::rdma::MemoryLock;
 use pageferry::sys::mapping::{HugePages, Mapping};
 use pageferry::sys::verbs::{
     Access, AsyncEvent, Completion, CompletionQueue, Context, Depths, GidKind, ProtectionDomain, QueuePair,
-    QueuePairState, ReceiveBatch, Remote, Retries, Segment, SendBatch, SendOperation, Status, VerbsError,
-    Work, devices,
+    QueuePairState, ReceiveBatch, Remote, Retries, SendBatch, SendOperation, Status, VerbsError, Work,
+    devices,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -64,6 +64,10 @@ fn pair(context: &Arc<Context>) -> Pair {
     Pair { domain, sent, received, source, destination }
 }
 
+fn memory() -> Arc<[Mapping]> {
+    [Mapping::anonymous(MEMORY, HugePages::No).expect("memory")].into()
+}
+
 /// Waits for so many completions by events, never by spinning.
 fn completions(queue: &CompletionQueue, count: usize) -> Vec<Completion> {
     let deadline = Instant::now() + Duration::from_secs(20);
@@ -85,19 +89,19 @@ fn completions(queue: &CompletionQueue, count: usize) -> Vec<Completion> {
 fn writes_arrive_where_they_are_sent_and_announce_themselves() {
     let context = open();
     let pair = pair(&context);
-    let from = Arc::new(Mapping::anonymous(MEMORY, HugePages::No).expect("memory"));
-    let to = Arc::new(Mapping::memfd("destination", MEMORY, HugePages::No).expect("memory"));
+    let from = memory();
+    let to: Arc<[Mapping]> = [Mapping::memfd("destination", MEMORY, HugePages::No).expect("memory")].into();
     for word in 0..MEMORY / 8 {
-        from.store(word * 8, word + 1);
+        from[0].store(word * 8, word + 1);
     }
-    let local = pair.domain.register(&from, 0, MEMORY, Access::LocalRead).expect("registered");
-    let remote = pair.domain.register(&to, PAGE, MEMORY - PAGE, Access::RemoteWrite).expect("registered");
-    assert_eq!(remote.address(), to.address() + PAGE);
+    let local = pair.domain.register(&from, 0, 0, MEMORY, Access::LocalRead).expect("registered");
+    let remote = pair.domain.register(&to, 0, PAGE, MEMORY - PAGE, Access::RemoteWrite).expect("registered");
+    assert_eq!(remote.address(), to[0].address() + PAGE);
 
     let mut buffers = ReceiveBatch::new();
-    buffers.push(900, None).expect("a place for the announcement");
+    buffers.push(900, None);
     pair.destination.post_receive(&mut buffers).expect("posted");
-    let segment = |page: u64| Segment { region: &local, offset: page * PAGE, bytes: PAGE as u32 };
+    let segment = |page: u64| local.segment(page * PAGE, PAGE as u32).expect("inside");
     let place = |page: u64, immediate| SendOperation::Write {
         address: remote.address() + page * PAGE,
         key: remote.remote_key(),
@@ -105,9 +109,9 @@ fn writes_arrive_where_they_are_sent_and_announce_themselves() {
     };
     // Pages 7 and 3 behind each other at 10 and 11, page 5 at 20, and the announcement of the whole.
     let mut batch = SendBatch::new();
-    batch.push(1, place(10, None), &[segment(7), segment(3)], false).expect("pushed");
-    batch.push(2, place(20, None), &[segment(5)], false).expect("pushed");
-    batch.push(3, place(0, Some(0x0102_0304)), &[], true).expect("pushed");
+    batch.push(1, place(10, None), &[segment(7), segment(3)], false);
+    batch.push(2, place(20, None), &[segment(5)], false);
+    batch.push(3, place(0, Some(0x0102_0304)), &[], true);
     assert_eq!(batch.len(), 3);
     pair.source.post_send(&mut batch).expect("posted");
 
@@ -119,7 +123,7 @@ fn writes_arrive_where_they_are_sent_and_announce_themselves() {
     for (page, expected) in [(10, Some(7)), (11, Some(3)), (20, Some(5)), (9, None), (12, None), (21, None)] {
         for word in (0..PAGE).step_by(8) {
             // The region begins at the mapping's second page.
-            let got = to.load((page + 1) * PAGE + word);
+            let got = to[0].load((page + 1) * PAGE + word);
             let expected = expected.map_or(0, |from: u64| (from * PAGE + word) / 8 + 1);
             assert_eq!(got, expected, "page {page} at {word}");
         }
@@ -131,54 +135,61 @@ fn writes_arrive_where_they_are_sent_and_announce_themselves() {
 fn messages_arrive_in_the_buffers_that_wait_for_them() {
     let context = open();
     let pair = pair(&context);
-    let memory = Arc::new(Mapping::anonymous(MEMORY, HugePages::No).expect("memory"));
-    memory.store(0, 0x1122_3344_5566_7788);
-    let region = pair.domain.register(&memory, 0, MEMORY, Access::LocalWrite).expect("registered");
+    let memory = memory();
+    memory[0].store(0, 0x1122_3344_5566_7788);
+    let region = pair.domain.register(&memory, 0, 0, MEMORY, Access::LocalWrite).expect("registered");
     let mut buffers = ReceiveBatch::new();
     for id in 0..2 {
-        let segment = Segment { region: &region, offset: (id + 1) * PAGE, bytes: PAGE as u32 };
-        buffers.push(id, Some(segment)).expect("pushed");
+        let segment = region.segment((id + 1) * PAGE, PAGE as u32).expect("inside");
+        buffers.push(id, Some(segment));
     }
     pair.destination.post_receive(&mut buffers).expect("posted");
     let mut batch = SendBatch::new();
-    let message = Segment { region: &region, offset: 0, bytes: 24 };
-    batch.push(5, SendOperation::Send { immediate: None }, &[message], true).expect("pushed");
-    batch.push(6, SendOperation::Send { immediate: Some(9) }, &[message], true).expect("pushed");
+    let message = region.segment(0, 24).expect("inside");
+    batch.push(5, SendOperation::Send { immediate: None }, &[message], true);
+    batch.push(6, SendOperation::Send { immediate: Some(9) }, &[message], true);
     pair.source.post_send(&mut batch).expect("posted");
     let sent = completions(&pair.sent, 2);
     assert!(sent.iter().all(|done| done.status == Status::SUCCESS && done.work == Work::Send), "{sent:?}");
     let received = completions(&pair.received, 2);
     let seen: Vec<_> = received.iter().map(|done| (done.id, done.bytes, done.immediate)).collect();
     assert_eq!(seen, [(0, 24, None), (1, 24, Some(9))]);
-    assert_eq!((memory.load(PAGE), memory.load(2 * PAGE)), (0x1122_3344_5566_7788, 0x1122_3344_5566_7788));
+    assert_eq!(
+        (memory[0].load(PAGE), memory[0].load(2 * PAGE)),
+        (0x1122_3344_5566_7788, 0x1122_3344_5566_7788)
+    );
 }
 
 #[test]
 #[ignore = "runs in a host of scripts/rxe-testbed"]
 fn what_the_destination_did_not_allow_is_refused_and_flushes_the_rest() {
     let context = open();
-    let memory = Arc::new(Mapping::anonymous(MEMORY, HugePages::No).expect("memory"));
-    let too_much =
-        ProtectionDomain::new(&context).expect("a domain").register(&memory, PAGE, MEMORY, Access::LocalRead);
+    let memory = memory();
+    let too_much = ProtectionDomain::new(&context).expect("a domain").register(
+        &memory,
+        0,
+        PAGE,
+        MEMORY,
+        Access::LocalRead,
+    );
     assert!(matches!(too_much, Err(VerbsError::OutOfRange { .. })), "{too_much:?}");
     // A key that was never given, an address past the end, and memory that may only be read.
     for case in ["key", "address", "access"] {
         let pair = pair(&context);
-        let local = pair.domain.register(&memory, 0, PAGE, Access::LocalRead).expect("registered");
+        let local = pair.domain.register(&memory, 0, 0, PAGE, Access::LocalRead).expect("registered");
         let access = if case == "access" { Access::LocalWrite } else { Access::RemoteWrite };
-        let remote = pair.domain.register(&memory, PAGE, PAGE, access).expect("registered");
-        let outside = Segment { region: &local, offset: 8, bytes: PAGE as u32 };
+        let remote = pair.domain.register(&memory, 0, PAGE, PAGE, access).expect("registered");
+        let outside = local.segment(8, PAGE as u32);
+        assert!(matches!(outside, Err(VerbsError::OutOfRange { .. })), "{outside:?}");
         let mut batch = SendBatch::new();
         let write = SendOperation::Write {
             address: remote.address() + if case == "address" { 8 } else { 0 },
             key: if case == "key" { remote.remote_key() ^ 0xff00 } else { remote.remote_key() },
             immediate: None,
         };
-        let refused = batch.push(0, write, &[outside], true);
-        assert!(matches!(refused, Err(VerbsError::OutOfRange { .. })) && batch.is_empty(), "{refused:?}");
-        let page = Segment { offset: 0, ..outside };
-        batch.push(1, write, &[page], true).expect("pushed");
-        batch.push(2, write, &[page], true).expect("pushed");
+        let page = local.segment(0, PAGE as u32).expect("inside");
+        batch.push(1, write, &[page], true);
+        batch.push(2, write, &[page], true);
         pair.source.post_send(&mut batch).expect("posted");
         let done = completions(&pair.sent, 2);
         let seen: Vec<_> = done.iter().map(|done| (done.id, done.status)).collect();
@@ -192,13 +203,13 @@ fn what_the_destination_did_not_allow_is_refused_and_flushes_the_rest() {
 #[ignore = "runs in a host of scripts/rxe-testbed"]
 fn memory_that_may_not_be_locked_is_named_with_its_size() {
     let domain = ProtectionDomain::new(&open()).expect("a domain");
-    let memory = Arc::new(Mapping::anonymous(MEMORY, HugePages::No).expect("memory"));
-    let error = domain.register(&memory, 0, MEMORY, Access::RemoteWrite).expect_err("more than the limit");
+    let memory = memory();
+    let error = domain.register(&memory, 0, 0, MEMORY, Access::RemoteWrite).expect_err("more than the limit");
     assert!(error.to_string().contains("ulimit -l 1024"), "{error}");
     let limit = MemoryLock::of_this_process();
     assert_eq!(limit.limit_bytes, Some(64 << 10));
     assert_eq!(limit.reason_against(MEMORY).map(|reason| reason.code()), Some("memlock-too-small"));
-    domain.register(&memory, 0, PAGE, Access::RemoteWrite).expect("less than the limit");
+    domain.register(&memory, 0, 0, PAGE, Access::RemoteWrite).expect("less than the limit");
 }
 
 #[test]

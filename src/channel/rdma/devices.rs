@@ -151,6 +151,15 @@ impl RdmaDevices {
             Some((device, port, gid))
         })
     }
+
+    /// Why no device can be used at an IP address of this host.
+    #[must_use]
+    pub fn reason_at(&self, address: IpAddr) -> Reason {
+        let ports = self.devices.iter().flat_map(|device| &device.ports);
+        let has = |port: &&Port| port.gids.iter().any(|gid| gid.address == Some(address));
+        let of_port = ports.clone().find(has).and_then(|port| port.reason.clone());
+        of_port.or_else(|| self.reason.clone()).unwrap_or(Reason::NotAtAddress(address))
+    }
 }
 
 fn look_at(device: &verbs::Device) -> RdmaDevice {

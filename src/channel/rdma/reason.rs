@@ -1,6 +1,7 @@
 //! Why RDMA cannot be used: every way in which it can be absent has its own words.
 
 use std::error::Error;
+use std::net::IpAddr;
 use std::path::Path;
 
 use rustix::fs::{Access, access};
@@ -59,6 +60,9 @@ pub enum Reason {
         "the port has no RoCE v2 GID of an IP address that others reach; give its interface an address (link-local ones do not count)"
     )]
     NoUsableGid,
+    /// A path does not lead over a device.
+    #[error("none of its RDMA devices has the address {0}, which the path uses")]
+    NotAtAddress(IpAddr),
     /// No port of the device can be used.
     #[error("none of the device's ports can be used")]
     NoUsablePort,
@@ -93,6 +97,7 @@ impl Reason {
             Self::PortNotActive(_) => "port-not-active",
             Self::NotEthernet => "not-ethernet",
             Self::NoUsableGid => "no-usable-gid",
+            Self::NotAtAddress(_) => "not-at-address",
             Self::NoUsablePort => "no-usable-port",
             Self::MemlockTooSmall { .. } => "memlock-too-small",
         }

@@ -19,6 +19,7 @@ use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::destination::{DestinationEvent, DestinationSession};
 use crate::session::listener::{PendingLink, QueryConnection};
 use crate::session::mode::Capabilities;
+use crate::session::rdma::RdmaSupport;
 use crate::units::{Bytes, PAGE_SIZE};
 use crate::wire::control::{Message, Setup, Token};
 use crate::wire::preamble::{MigrationId, Secret};
@@ -68,6 +69,7 @@ pub(super) struct Driver<'a, G: Guest> {
     /// `None` once it has been closed.
     link: Option<ControlLink>,
     link_events: Receiver<LinkEvent>,
+    rdma: RdmaSupport,
     session: Option<DestinationSession>,
     session_events: Receiver<DestinationEvent>,
     questions: Receiver<QueryConnection>,
@@ -94,10 +96,11 @@ impl<'a, G: Guest> Driver<'a, G> {
         make: MakeGuest<'a, G>,
     ) -> Result<Self, StartError> {
         let secret: [u8; 32] = draw()?;
+        let rdma = options.rdma.clone().unwrap_or_else(RdmaSupport::of_this_host);
         let config = DestinationConfig {
             token: Token(draw()?),
             secret,
-            capabilities: Capabilities::OURS.names(),
+            capabilities: Capabilities::with_rdma(rdma.absent()).names(),
             setup_within: options.setup_within,
             fence_after: options.fence_after,
         };
@@ -115,6 +118,7 @@ impl<'a, G: Guest> Driver<'a, G> {
             machine: Destination::new(config),
             link: Some(link),
             link_events,
+            rdma,
             session: None,
             session_events: never(),
             questions,
@@ -312,7 +316,7 @@ impl<'a, G: Guest> Driver<'a, G> {
         }
         let (sender, events) = unbounded();
         let session =
-            DestinationSession::with_link_timeout(memory, self.id, self.endpoint.link_timeout(), sender);
+            DestinationSession::with(memory, self.id, self.endpoint.link_timeout(), &self.rdma, sender);
         if let Some(link) = &self.link {
             link.set_secret(self.secret);
             self.endpoint.listener().register(self.id, self.secret, &session, link);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, never, select, unbounded};
 
 use super::MigrateOptions;
-use super::links::{Downtime, Links, Rate};
+use super::links::{Downtime, Links, Rate, bits_per_second};
 use crate::dirty::DirtyTracker;
 use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::journal::Journal;
@@ -21,7 +21,8 @@ use crate::migration::source::{PhaseName, PlacedStats, Source, SourceAction, Sou
 use crate::pageset::PageSet;
 use crate::session::SessionEvent;
 use crate::session::control::{ControlLink, LinkEvent};
-use crate::session::mode::{self, Capabilities, Resolved};
+use crate::session::mode::{self, Capabilities, Resolved, TransferMode};
+use crate::session::rdma::RdmaSupport;
 use crate::session::source::{SourceOptions, SourceSession};
 use crate::session::{SessionError, query};
 use crate::wire::control::{Accept, MAX_CONFIG_BYTES, MAX_STATE_BYTES, Message, Setup};
@@ -34,8 +35,24 @@ const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long one question about a token may take; the next comes soon enough.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
+/// What this host has for RDMA, where the mode asks for it.
+pub(super) fn rdma(options: &MigrateOptions) -> RdmaSupport {
+    match options.mode {
+        TransferMode::Rdma | TransferMode::Auto => {
+            options.rdma.clone().unwrap_or_else(RdmaSupport::of_this_host)
+        }
+        mode @ (TransferMode::Tcp | TransferMode::Compression) => {
+            RdmaSupport::off(&format!("its mode is {mode}"))
+        }
+    }
+}
+
 /// What the destination is told of the guest.
-pub(super) fn setup<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> Result<Setup, GuestError> {
+pub(super) fn setup<G: Guest + ?Sized>(
+    guest: &G,
+    options: &MigrateOptions,
+    rdma: &RdmaSupport,
+) -> Result<Setup, GuestError> {
     let config = guest.config()?;
     if config.len() > MAX_CONFIG_BYTES {
         return Err(GuestError::new(format!("the guest's configuration has {} bytes", config.len())));
@@ -47,7 +64,7 @@ pub(super) fn setup<G: Guest + ?Sized>(guest: &G, options: &MigrateOptions) -> R
         layout: guest.memory().layout().clone(),
         touched_pages: guest.touched()?.len(),
         mode: options.mode.name().to_owned(),
-        capabilities: Capabilities::OURS.names(),
+        capabilities: Capabilities::with_rdma(rdma.absent()).names(),
     })
 }
 
@@ -72,6 +89,7 @@ pub(super) struct Driver<'a, G: Guest + ?Sized> {
     session_events: Receiver<SessionEvent>,
     tracker: Option<Box<dyn DirtyTracker>>,
     resolved: Option<Resolved>,
+    rdma: RdmaSupport,
     faults: FaultPlan,
     began: Instant,
     links: Links,
@@ -90,7 +108,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         journal: &'a Journal,
         id: MigrationId,
         (link, link_events): (ControlLink, Receiver<LinkEvent>),
-        setup: Setup,
+        (setup, rdma): (Setup, RdmaSupport),
         began: Instant,
     ) -> Self {
         let config = SourceConfig { setup, limits: options.limits, patience: options.patience };
@@ -107,6 +125,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             session_events: never(),
             tracker: None,
             resolved: None,
+            rdma,
             faults: options.faults.clone(),
             began,
             links: Links::new(&options.paths),
@@ -204,6 +223,13 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                     after.as_secs_f64()
                 ));
             }
+            SessionEvent::CarrierChanged { to, reason } => {
+                tracing::info!(migration = %self.id, mode = to.name(), reason, "another mode carries the pages");
+                self.warn(reason);
+            }
+            SessionEvent::PathLeftOut { path, reason } => {
+                self.warn(format!("{path} takes no part while RDMA carries the pages: {reason}"));
+            }
             SessionEvent::Failed { cause: cause @ SessionError::AllChannelsLost { .. }, owed } => {
                 let down = self.links.down();
                 let why = if down.is_empty() { chain(&cause) } else { format!("down: {}", down.join(", ")) };
@@ -294,6 +320,9 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
                 }
             }
             SourceAction::Pause => {
+                if let Some(session) = &self.session {
+                    session.settle();
+                }
                 self.downtime.begin();
                 let input = self.guest.pause().map(|()| SourceInput::Paused(wall_clock()));
                 self.downtime.mark("the guest pauses");
@@ -350,8 +379,9 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     fn open_channels(&mut self, accept: &Accept) -> Result<(), SessionError> {
         let resolved = mode::resolve(
             self.options.mode,
-            Capabilities::OURS,
-            Capabilities::from_names(&accept.capabilities),
+            &Capabilities::with_rdma(self.rdma.absent()),
+            &Capabilities::from_names(&accept.capabilities),
+            bits_per_second(&self.options.paths),
         );
         let secret = Secret(accept.secret);
         self.link.set_secret(secret);
@@ -363,6 +393,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             channels: self.options.channels,
             memory: self.memory.clone(),
             mode: resolved.used,
+            rdma: self.rdma.clone(),
             rate_caps: self.options.rate_caps.clone(),
             link_timeout: self.options.control.link_timeout,
             // A channel that a test cuts stays cut.
@@ -445,7 +476,12 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         report.throttle = self.machine.throttle();
         report.rounds = self.machine.rounds().to_vec();
         if let Some(session) = self.session.take() {
-            report.channels = session.stats().channels.into_iter().map(ChannelRecord::from).collect();
+            let stats = session.stats();
+            // What carried the last round; how that came about is among the warnings.
+            report.mode_used = stats.mode;
+            let resolved = self.resolved.take().map_or_else(String::new, |resolved| resolved.reason);
+            report.mode_reason = stats.mode_reason.unwrap_or(resolved);
+            report.channels = stats.channels.into_iter().map(ChannelRecord::from).collect();
             session.close();
         }
         // A last word (Abort) is to arrive; a peer that is gone is not waited for long.
@@ -454,10 +490,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             && let Err(error) = tracker.stop()
         {
             self.warnings.push(format!("the dirty tracker could not be stopped: {error}"));
-        }
-        if let Some(resolved) = self.resolved {
-            report.mode_used = resolved.used;
-            report.mode_reason = resolved.reason;
         }
         report.warnings.append(&mut self.warnings);
         report.warnings.append(&mut self.machine.take_warnings());

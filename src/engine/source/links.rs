@@ -151,6 +151,17 @@ fn interface(path: &Path) -> Option<String> {
     }
 }
 
+/// What the interfaces of the paths carry together, where all of them say (`Documentation/ABI/testing/sysfs-class-net`, in
+/// Mbit/s; -1 for unknown).
+pub(super) fn bits_per_second(paths: &[Path]) -> Option<u64> {
+    let interfaces: BTreeSet<String> = paths.iter().map(interface).collect::<Option<_>>()?;
+    let speed = |interface: &String| {
+        let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/speed")).ok()?;
+        Some(text.trim().parse::<u64>().ok()? * 1_000_000)
+    };
+    interfaces.iter().map(speed).sum()
+}
+
 /// Whether an interface carries nothing: it was taken down, or nobody is at the other end of its wire
 /// (`Documentation/ABI/testing/sysfs-class-net`). One that cannot be asked counts as up.
 fn is_down(interface: &str) -> bool {

@@ -21,7 +21,7 @@ use crate::memory::snapshot::MemoryDigest;
 use crate::memory::{Backing, GuestMemory, HugePages};
 use crate::session::{
     Capabilities, ControlLink, DestinationEvent, DestinationSession, LinkEvent, Listener, ListenerEvent,
-    ListenerOptions, PendingLink, SessionError,
+    ListenerOptions, PendingLink, RdmaSupport, SessionError,
 };
 use crate::units::{Bytes, Run};
 
@@ -94,6 +94,7 @@ struct Client {
     /// What was received into last: memory that is to be warm is used again.
     memory: Option<GuestMemory>,
     transfer: Option<Transfer>,
+    rdma: RdmaSupport,
 }
 
 /// Memory that is being received.
@@ -111,7 +112,7 @@ impl Client {
     fn take(pending: PendingLink) -> Result<Self, BenchError> {
         let (sender, events) = unbounded();
         let link = pending.accept(sender)?;
-        Ok(Self { link, events, memory: None, transfer: None })
+        Ok(Self { link, events, memory: None, transfer: None, rdma: RdmaSupport::of_this_host() })
     }
 
     /// Does what the sender says until it goes. Others are turned away meanwhile: two at a time would measure each other.
@@ -158,7 +159,7 @@ impl Client {
     fn told(&mut self, text: &[u8], listener: &Listener) -> Result<(), BenchError> {
         match FromSource::decode(text)? {
             FromSource::Hello { version: VERSION } => {
-                let can = Capabilities::OURS.names();
+                let can = Capabilities::with_rdma(self.rdma.absent()).names();
                 self.say(&FromDestination::Hello { version: VERSION, machine: Machine::this(), can });
                 Ok(())
             }
@@ -193,7 +194,8 @@ impl Client {
         }
         let secret = Secret(draw().map_err(BenchError::Random)?);
         let (sender, events): (Sender<DestinationEvent>, _) = unbounded();
-        let session = DestinationSession::new(memory.clone(), migration, sender);
+        let session =
+            DestinationSession::with(memory.clone(), migration, super::LINK_TIMEOUT, &self.rdma, sender);
         listener.register(migration, secret, &session, &self.link);
         let in_use_bytes = if receive.warm { receive.memory_bytes } else { receive.in_use_bytes };
         let (peak, faults, cpu) = (PeakMemory::start(), page_faults(), CpuMeter::start());

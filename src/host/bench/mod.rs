@@ -37,6 +37,9 @@ use crate::session::striping::BATCH_PAGES;
 use crate::session::{Path, SessionError};
 use crate::units::Bytes;
 
+/// How long a silent link takes to count as lost.
+const LINK_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// Why there is nothing to report.
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
@@ -49,6 +52,9 @@ pub enum BenchError {
         #[source]
         cause: std::io::Error,
     },
+    /// RDMA failed on the way: a figure for TCP under its name would mislead.
+    #[error("{0}; measure tcp with --mode tcp")]
+    NoRdma(String),
     /// No room to map the memory.
     #[error("{} of memory cannot be mapped; use a smaller --memory", Bytes(*bytes))]
     Memory {

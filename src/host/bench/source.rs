@@ -19,7 +19,7 @@ use crate::memory::snapshot::MemoryDigest;
 use crate::pageset::PageSet;
 use crate::session::caps::RateCaps;
 use crate::session::{
-    Capabilities, ControlLink, ControlOptions, LinkEvent, Opening, Path, Resolved, SessionEvent,
+    Capabilities, ControlLink, ControlOptions, LinkEvent, Opening, Path, RdmaSupport, Resolved, SessionEvent,
     SourceOptions, SourceSession, SourceTimes, TransferMode, mode,
 };
 use crate::units::{PAGE_SIZE, RoundId};
@@ -27,7 +27,6 @@ use crate::units::{PAGE_SIZE, RoundId};
 /// How long an answer may take: populating and hashing hundreds of GiB takes minutes.
 const ANSWER: Duration = Duration::from_secs(1800);
 /// How long a data channel may be silent.
-const LINK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often this process's memory is looked at.
 const LOOK: Duration = Duration::from_millis(50);
 /// How long to wait when nothing was written.
@@ -91,6 +90,7 @@ pub(super) struct Client {
     paths: Vec<Path>,
     pub(super) machine: Machine,
     can: Capabilities,
+    rdma: RdmaSupport,
 }
 
 impl Client {
@@ -103,7 +103,8 @@ impl Client {
             events,
             paths: paths.to_vec(),
             machine: Machine::default(),
-            can: Capabilities { compression: false },
+            can: Capabilities::none(),
+            rdma: RdmaSupport::of_this_host(),
         };
         client.say(&FromSource::Hello { version: VERSION });
         match client.hear()? {
@@ -121,7 +122,7 @@ impl Client {
 
     /// The mode that is used when this one is asked for.
     pub(super) fn resolve(&self, wanted: TransferMode) -> Resolved {
-        mode::resolve(wanted, Capabilities::OURS, self.can)
+        mode::resolve(wanted, &Capabilities::with_rdma(self.rdma.absent()), &self.can, None)
     }
 
     fn say(&self, message: &FromSource) {
@@ -169,8 +170,9 @@ impl Client {
                 channels: setting.channels,
                 memory: payload.memory.clone(),
                 mode: setting.mode,
+                rdma: self.rdma.clone(),
                 rate_caps: RateCaps::default(),
-                link_timeout: LINK_TIMEOUT,
+                link_timeout: super::LINK_TIMEOUT,
                 reopen: None,
                 cut: None,
             },
@@ -259,7 +261,8 @@ impl Rounds<'_> {
                     // A figure for fewer channels than were asked for would mislead.
                     return Err(cause.into());
                 }
-                Ok(SessionEvent::ChannelReturned { .. }) => {}
+                Ok(SessionEvent::CarrierChanged { reason, .. }) => return Err(BenchError::NoRdma(reason)),
+                Ok(SessionEvent::ChannelReturned { .. } | SessionEvent::PathLeftOut { .. }) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     self.peak.look();
                 }

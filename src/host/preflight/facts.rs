@@ -12,7 +12,7 @@ use super::{HostFacts, MemoryFacts, Versions};
 use crate::guest::{OLDEST_STATE_VERSION, STATE_VERSION};
 use crate::host::guests::why_no_kvm;
 use crate::host::network::Offer;
-use crate::session::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION};
+use crate::session::{OLDEST_PROTOCOL_VERSION, PROTOCOL_VERSION, RdmaSupport};
 
 /// At least this much as a limit means that there is none (version 1 of control groups writes the largest number of pages).
 const NO_LIMIT: u64 = 1 << 62;
@@ -81,6 +81,7 @@ pub fn gather(known: Known, sources: &Sources) -> Result<HostFacts, FactsError> 
         offers: known.offers,
         memory: memory(known.promised, sources)?,
         why_no_kvm: why_no_kvm(),
+        no_rdma: RdmaSupport::of_this_host().absent().map(str::to_owned),
         processor: processor(sources),
         free_incoming: known.free_incoming,
         max_incoming: known.max_incoming,

@@ -53,6 +53,9 @@ pub struct HostFacts {
     /// Why there can be no KVM guest; nothing where there can.
     #[serde(default)]
     pub why_no_kvm: Option<String>,
+    /// Why RDMA cannot be used; nothing where it can. Empty where the host does not say.
+    #[serde(default = "not_said")]
+    pub no_rdma: Option<String>,
     /// The processor's vendor and model, for people.
     pub processor: String,
     /// Slots for incoming migrations that are free, and how many there are.
@@ -63,6 +66,12 @@ pub struct HostFacts {
     pub clock: f64,
     /// Whether this host does without proof of who asks.
     pub insecure: bool,
+}
+
+/// What hosts of a release without RDMA say of it.
+#[expect(clippy::unnecessary_wraps, reason = "the field's type")]
+fn not_said() -> Option<String> {
+    Some(String::new())
 }
 
 /// What a guest needs that is to move.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::rdma_side::RdmaSide;
 use super::{Lane, SourceOptions, SourceShared};
 use crate::channel::OpenChannel;
 use crate::channel::tcp::{self, TcpOptions};
@@ -40,6 +41,12 @@ impl Missing {
         self.0.push(Lost { path, since: now, next: now + TRY_AGAIN.0, pause: TRY_AGAIN.0 });
     }
 
+    /// Exactly these lack one, and are to be tried now.
+    pub(super) fn replace(&mut self, paths: Vec<Path>, now: Duration) {
+        let lost = |path| Lost { path, since: now, next: now, pause: TRY_AGAIN.0 };
+        self.0 = paths.into_iter().map(lost).collect();
+    }
+
     /// One that is to be tried now. It has to be given back when it fails.
     fn due(&mut self, now: Duration) -> Option<Lost> {
         let at = self.0.iter().position(|lost| lost.next <= now)?;
@@ -52,45 +59,83 @@ impl Missing {
     }
 }
 
-/// Opens the first channels, at the same time.
-pub(super) fn dial_all(options: &SourceOptions, paths: &[Path]) -> Vec<Result<OpenChannel, SessionError>> {
-    std::thread::scope(|scope| {
-        let dialling: Vec<_> = paths
-            .iter()
-            .enumerate()
-            .map(|(index, path)| {
-                let id = ChannelId(index as u32);
-                let name = format!("pf-dial-{id}");
-                std::thread::Builder::new()
-                    .name(name.clone())
-                    .spawn_scoped(scope, move || dial_channel(options, id, path, options.link_timeout))
-                    .map_err(|cause| SessionError::Thread { what: name, cause })
-            })
-            .collect();
-        dialling
-            .into_iter()
-            .map(|thread| thread?.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            .collect()
-    })
+/// The paths of all channels: they are dealt to the paths in turn.
+pub(super) fn dealt(options: &SourceOptions) -> Vec<Path> {
+    options.paths.iter().copied().cycle().take(options.channels.max(1)).collect()
 }
+
+type Dialled = (ChannelId, Path, Result<OpenChannel, SessionError>);
 
 fn dial_channel(
     options: &SourceOptions,
+    rdma: Option<&RdmaSide>,
     id: ChannelId,
     path: &Path,
     timeout: Duration,
 ) -> Result<OpenChannel, SessionError> {
-    let purpose = Purpose::Data { channel: id.0 };
+    let purpose = match rdma {
+        Some(rdma) => {
+            rdma.look_at(path)?;
+            Purpose::RdmaData { channel: id.0 }
+        }
+        None => Purpose::Data { channel: id.0 },
+    };
     let preamble = Preamble::new(purpose, options.migration, options.secret);
     let stream = dial_plain(path, &preamble, timeout)?;
     let tcp_options = TcpOptions { link_timeout: options.link_timeout, ..TcpOptions::default() };
-    tcp::open(stream, options.memory.clone(), tcp_options)
-        .map_err(|cause| SessionError::Channel { remote: path.destination, cause })
+    let opened = match rdma {
+        Some(rdma) => rdma.open(stream),
+        None => tcp::open(stream, options.memory.clone(), tcp_options),
+    };
+    opened.map_err(|cause| SessionError::Channel { remote: path.destination, cause })
 }
 
 impl SourceShared {
-    /// Opens one more channel.
-    pub(super) fn add_channel(self: &Arc<Self>, path: Path) -> Result<ChannelId, SessionError> {
+    /// Guest RAM on the devices, where the next channel is one of RDMA.
+    fn rdma_if(&self, carried_by_rdma: bool) -> Option<&RdmaSide> {
+        self.rdma.as_ref().filter(|_| carried_by_rdma)
+    }
+
+    /// Opens the first channels, at the same time.
+    pub(super) fn dial_all(&self, paths: &[Path]) -> Vec<Dialled> {
+        let (first, carried_by_rdma) = {
+            let mut state = self.lock();
+            let first = state.next_channel;
+            state.next_channel += paths.len() as u32;
+            (first, state.carrying.is_rdma())
+        };
+        let (options, rdma) = (&self.options, self.rdma_if(carried_by_rdma));
+        std::thread::scope(|scope| {
+            let dialling: Vec<_> = (first..)
+                .map(ChannelId)
+                .zip(paths)
+                .map(|(id, path)| {
+                    let name = format!("pf-dial-{id}");
+                    let thread = std::thread::Builder::new()
+                        .name(name.clone())
+                        .spawn_scoped(scope, move || {
+                            dial_channel(options, rdma, id, path, options.link_timeout)
+                        })
+                        .map_err(|cause| SessionError::Thread { what: name, cause });
+                    (id, *path, thread)
+                })
+                .collect();
+            let ended = dialling.into_iter().map(|(id, path, thread)| {
+                let dialled = thread.and_then(|thread| {
+                    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                });
+                (id, path, dialled)
+            });
+            ended.collect()
+        })
+    }
+
+    /// Dials one more channel, which takes no part yet.
+    pub(super) fn dial_one(
+        &self,
+        path: Path,
+        carried_by_rdma: bool,
+    ) -> Result<(ChannelId, OpenChannel), SessionError> {
         let id = {
             let mut state = self.lock();
             if state.ended {
@@ -102,15 +147,27 @@ impl SourceShared {
             state.next_channel += 1;
             ChannelId(state.next_channel - 1)
         };
-        let opened = dial_channel(&self.options, id, &path, self.options.link_timeout.min(ATTEMPT));
-        if matches!(opened, Err(SessionError::Connect { .. })) {
+        let rdma = self.rdma_if(carried_by_rdma);
+        let opened = dial_channel(&self.options, rdma, id, &path, self.options.link_timeout.min(ATTEMPT));
+        if matches!(opened, Err(SessionError::Connect { .. } | SessionError::NoRdma(_))) {
             // The destination has never heard of this number: a path that stays down does not use them up.
             let mut state = self.lock();
             if state.next_channel == id.0 + 1 {
                 state.next_channel = id.0;
             }
         }
-        self.attach(id, path, opened?)?;
+        Ok((id, opened?))
+    }
+
+    /// Opens one more channel.
+    pub(super) fn add_channel(self: &Arc<Self>, path: Path) -> Result<ChannelId, SessionError> {
+        let carried_by_rdma = self.is_carried_by_rdma();
+        let (id, open) = self.dial_one(path, carried_by_rdma)?;
+        if self.is_carried_by_rdma() != carried_by_rdma {
+            // RDMA was lost, or came back, in between: the other kind of channel is wanted now.
+            return Err(SessionError::NoRdma("what carries the pages has changed meanwhile".to_owned()));
+        }
+        self.attach(id, path, open)?;
         Ok(id)
     }
 
@@ -183,7 +240,10 @@ impl SourceShared {
             match state.missing.due(now) {
                 Some(lost) => lost,
                 None => {
-                    drop(self.wait(state, LOOK));
+                    drop(state);
+                    if !self.try_rdma_again() {
+                        drop(self.wait(self.lock(), LOOK));
+                    }
                     return true;
                 }
             }

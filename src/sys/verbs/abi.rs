@@ -366,6 +366,7 @@ constants! {
     IBV_WR_SEND_WITH_IMM = 3;
     IBV_SEND_SIGNALED = 1 << 1;
     IBV_WC_SUCCESS = 0;
+    IBV_WC_LOC_QP_OP_ERR = 2;
     IBV_WC_WR_FLUSH_ERR = 5;
     IBV_WC_REM_ACCESS_ERR = 10;
     IBV_WC_RETRY_EXC_ERR = 12;

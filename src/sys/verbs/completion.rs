@@ -46,6 +46,8 @@ pub struct Status(u32);
 impl Status {
     /// It was done.
     pub const SUCCESS: Self = Self(abi::IBV_WC_SUCCESS);
+    /// The device has lost track of the queue pair.
+    pub const LOCAL_FAULT: Self = Self(abi::IBV_WC_LOC_QP_OP_ERR);
     /// The queue pair failed before its turn came.
     pub const FLUSHED: Self = Self(abi::IBV_WC_WR_FLUSH_ERR);
     /// The peer's memory does not allow it.

@@ -42,6 +42,12 @@ pub enum VerbsError {
         /// What the kernel answered.
         source: io::Error,
     },
+    /// A device is not there any more.
+    #[error("the RDMA device {device} has vanished; was its module unloaded, or the soft-RoCE link deleted?")]
+    Vanished {
+        /// Its name.
+        device: String,
+    },
     /// A device does not tell its limits.
     #[error("the limits of the RDMA device cannot be read")]
     QueryDevice(#[source] io::Error),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::abi;
 use super::device::Context;
 use super::error::VerbsError;
+use super::work::Segment;
 use crate::sys::mapping::Mapping;
 
 /// What belongs together: a queue pair reaches only memory of its own domain. A remote key dies with it.
@@ -67,18 +68,23 @@ impl ProtectionDomain {
         Ok(Arc::new(Self { context: Arc::clone(context), raw }))
     }
 
-    /// Registers a range of guest RAM: ibv_reg_mr(3). It becomes resident and stays so until the region is dropped; where it
+    /// Registers a range of guest RAM, which lies in one of the mappings: ibv_reg_mr(3). It becomes resident and stays so until the region is dropped; where it
     /// was not, that takes as long as touching it.
     ///
     /// # Errors
     /// [`VerbsError::OutOfRange`] or [`VerbsError::Register`].
+    ///
+    /// # Panics
+    /// If there is no such mapping.
     pub fn register(
         self: &Arc<Self>,
-        mapping: &Arc<Mapping>,
+        mappings: &Arc<[Mapping]>,
+        which: usize,
         offset: u64,
         bytes: u64,
         access: Access,
     ) -> Result<MemoryRegion, VerbsError> {
+        let mapping = &mappings[which];
         if offset.checked_add(bytes).is_none_or(|end| end > mapping.bytes()) {
             return Err(VerbsError::OutOfRange { offset, bytes, of: mapping.bytes() });
         }
@@ -95,16 +101,18 @@ impl ProtectionDomain {
         };
         let raw = NonNull::new(raw)
             .ok_or_else(|| VerbsError::Register { bytes, source: io::Error::last_os_error() })?;
-        Ok(MemoryRegion { domain: Arc::clone(self), mapping: Arc::clone(mapping), raw, offset, bytes })
+        let address = mapping.address() + offset;
+        Ok(MemoryRegion { domain: Arc::clone(self), mappings: Arc::clone(mappings), raw, address, bytes })
     }
 }
 
 /// A registered range of a mapping. Dropping it takes it from the device; work on it that is under way fails.
 pub struct MemoryRegion {
     domain: Arc<ProtectionDomain>,
-    mapping: Arc<Mapping>,
+    /// Kept mapped.
+    mappings: Arc<[Mapping]>,
     raw: NonNull<abi::Mr>,
-    offset: u64,
+    address: u64,
     bytes: u64,
 }
 
@@ -125,7 +133,7 @@ impl Drop for MemoryRegion {
         let answer = unsafe { (self.domain.context.library.dereg_mr)(self.raw.as_ptr()) };
         if answer != 0 {
             // The device still has it: the memory must stay for as long as the process lives.
-            std::mem::forget(Arc::clone(&self.mapping));
+            std::mem::forget(Arc::clone(&self.mappings));
         }
     }
 }
@@ -134,19 +142,13 @@ impl MemoryRegion {
     /// The address of its first byte, by which a peer names it.
     #[must_use]
     pub fn address(&self) -> u64 {
-        self.mapping.address() + self.offset
+        self.address
     }
 
     /// Its length in bytes.
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
-    }
-
-    /// The mapping that it is a range of, and where the range begins there.
-    #[must_use]
-    pub fn mapping(&self) -> (&Arc<Mapping>, u64) {
-        (&self.mapping, self.offset)
     }
 
     /// The key by which a peer may write it, if it was registered so.
@@ -156,8 +158,17 @@ impl MemoryRegion {
         unsafe { (*self.raw.as_ptr()).rkey }
     }
 
-    pub(super) fn local_key(&self) -> u32 {
+    /// A part of it, for a work request.
+    ///
+    /// # Errors
+    /// [`VerbsError::OutOfRange`].
+    pub fn segment(&self, offset: u64, bytes: u32) -> Result<Segment, VerbsError> {
+        let (length, of) = (u64::from(bytes), self.bytes);
+        if offset.checked_add(length).is_none_or(|end| end > of) {
+            return Err(VerbsError::OutOfRange { offset, bytes: length, of });
+        }
         // SAFETY: as above.
-        unsafe { (*self.raw.as_ptr()).lkey }
+        let key = unsafe { (*self.raw.as_ptr()).lkey };
+        Ok(Segment { address: self.address + offset, bytes, key })
     }
 }

@@ -1,31 +1,22 @@
 //! Work requests, gathered until they are posted together.
 
 use super::abi;
-use super::error::VerbsError;
-use super::memory::MemoryRegion;
 
-/// A range of a registered memory.
-#[derive(Clone, Copy, Debug)]
-pub struct Segment<'a> {
-    /// The memory.
-    pub region: &'a MemoryRegion,
-    /// Where the range begins in the region.
-    pub offset: u64,
+/// A range of registered memory, as the device names it ([`super::MemoryRegion::segment`]). A device refuses a key that it did
+/// not give, and what is outside the memory that the key is of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins.
+    pub address: u64,
     /// How long it is.
     pub bytes: u32,
+    /// The local key of its memory.
+    pub key: u32,
 }
 
-impl Segment<'_> {
-    fn raw(&self) -> Result<abi::Sge, VerbsError> {
-        let (offset, bytes, of) = (self.offset, u64::from(self.bytes), self.region.bytes());
-        if offset.checked_add(bytes).is_none_or(|end| end > of) {
-            return Err(VerbsError::OutOfRange { offset, bytes, of });
-        }
-        Ok(abi::Sge {
-            addr: self.region.address() + offset,
-            length: self.bytes,
-            lkey: self.region.local_key(),
-        })
+impl From<Segment> for abi::Sge {
+    fn from(segment: Segment) -> Self {
+        Self { addr: segment.address, length: segment.bytes, lkey: segment.key }
     }
 }
 
@@ -69,26 +60,8 @@ impl SendBatch {
 
     /// Adds a request. Of one that is not `signalled` only a failure is completed; every queue needs a signalled one now and
     /// then, or it fills up.
-    ///
-    /// # Errors
-    /// [`VerbsError::OutOfRange`], and nothing is added.
-    pub fn push(
-        &mut self,
-        id: u64,
-        operation: SendOperation,
-        segments: &[Segment<'_>],
-        signalled: bool,
-    ) -> Result<(), VerbsError> {
-        let before = self.segments.len();
-        for segment in segments {
-            match segment.raw() {
-                Ok(raw) => self.segments.push(raw),
-                Err(error) => {
-                    self.segments.truncate(before);
-                    return Err(error);
-                }
-            }
-        }
+    pub fn push(&mut self, id: u64, operation: SendOperation, segments: &[Segment], signalled: bool) {
+        self.segments.extend(segments.iter().copied().map(abi::Sge::from));
         let (opcode, immediate, address, key) = match operation {
             SendOperation::Write { address, key, immediate: None } => {
                 (abi::IBV_WR_RDMA_WRITE, 0, address, key)
@@ -111,7 +84,6 @@ impl SendBatch {
             rkey: key,
             rest: [0; 9],
         });
-        Ok(())
     }
 
     /// How many requests it has.
@@ -167,20 +139,14 @@ impl ReceiveBatch {
     }
 
     /// Adds a buffer, or without a segment a place for a write that announces itself.
-    ///
-    /// # Errors
-    /// [`VerbsError::OutOfRange`], and nothing is added.
-    pub fn push(&mut self, id: u64, segment: Option<Segment<'_>>) -> Result<(), VerbsError> {
-        if let Some(segment) = segment {
-            self.segments.push(segment.raw()?);
-        }
+    pub fn push(&mut self, id: u64, segment: Option<Segment>) {
+        self.segments.extend(segment.map(abi::Sge::from));
         self.requests.push(abi::RecvWr {
             wr_id: id,
             next: std::ptr::null_mut(),
             sg_list: std::ptr::null_mut(),
             num_sge: i32::from(segment.is_some()),
         });
-        Ok(())
     }
 
     /// How many buffers it has.

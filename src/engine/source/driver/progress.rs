@@ -36,7 +36,7 @@ impl<G: Guest + ?Sized> Driver<'_, G> {
         }
         Progress {
             phase: self.machine.phase(),
-            mode: self.resolved.as_ref().map_or(self.options.mode, |resolved| resolved.used),
+            mode: stats.as_ref().map_or(self.options.mode, |stats| stats.mode),
             interfaces: stats.as_ref().map_or_else(Vec::new, live_interfaces),
             links: self.links.seen(stats.as_ref()),
             rounds: self.machine.rounds().to_vec(),
@@ -72,6 +72,7 @@ impl From<ChannelStats> for ChannelRecord {
             local: stats.local,
             remote: stats.remote,
             interface: stats.interface,
+            carrier: stats.carrier,
             bytes: stats.bytes,
             lost: !stats.alive,
         }

@@ -22,7 +22,7 @@ pub fn at_destination(
         checks.push(cpu(guest, facts, fits(guest)));
     }
     checks.push(memory(guest, facts));
-    if wants_rdma {
+    if wants_rdma && facts.no_rdma.is_none() {
         checks.push(memlock(guest, facts));
     }
     checks.push(name(guest, facts, name_in_use));

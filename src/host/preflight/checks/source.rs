@@ -45,7 +45,7 @@ pub fn at_source(view: &SourceView<'_>) -> Vec<Check> {
     checks.push(slots(&view.ours.name, "outgoing", view.free_outgoing, view.max_outgoing));
     checks.push(clock(view));
     checks.push(trust(view));
-    checks.push(mode(view.mode));
+    checks.push(mode(view));
     checks
 }
 
@@ -136,8 +136,15 @@ fn trust(view: &SourceView<'_>) -> Check {
     )
 }
 
-fn mode(asked: TransferMode) -> Check {
-    let resolved = resolve(asked, Capabilities::OURS, Capabilities::OURS);
+/// What the paths carry together, where all of them say.
+fn speed(paths: &[PathInfo]) -> Option<u64> {
+    paths.iter().map(|path| path.speed_bits_per_second).sum()
+}
+
+fn mode(view: &SourceView<'_>) -> Check {
+    let asked = view.mode;
+    let can = |host: &HostFacts| Capabilities::with_rdma(host.no_rdma.as_deref());
+    let resolved = resolve(asked, &can(view.ours), &can(view.theirs), speed(view.paths));
     if asked == TransferMode::Rdma && resolved.used != asked {
         let advice = "nothing to do; ask for another mode to be rid of this note";
         return note("mode", format!("rdma is asked for; {}", resolved.reason), advice);

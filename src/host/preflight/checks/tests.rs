@@ -28,6 +28,7 @@ fn host(name: &str, last: u8) -> HostFacts {
         offers: vec![offer(1), offer(2)],
         memory: MemoryFacts { available: 8 * GIB, cgroup_left: None, memlock: None, promised: 0 },
         why_no_kvm: None,
+        no_rdma: Some("no device".into()),
         processor: "AuthenticAMD EPYC".into(),
         free_incoming: 2,
         max_incoming: 2,
@@ -289,7 +290,7 @@ fn every_check_at_the_source_that_does_not_pass_says_what_and_what_to_do() {
         (
             |case| case.mode = TransferMode::Rdma,
             &[
-                "Note mode: rdma is asked for; this version of pageferry has no RDMA channel, so tcp is used | nothing to do; ask \
+                "Note mode: rdma is asked for; this host has no RDMA (no device), so tcp is used | nothing to do; ask \
                for another mode to be rid of this note",
             ],
         ),

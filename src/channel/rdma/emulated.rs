@@ -1,0 +1,618 @@
+//! RDMA without a device, for tests: hosts whose devices write each other's memory in this process.
+//!
+//! It keeps the rules that real devices keep: a key is good for its memory and its domain only, a queue pair that fails
+//! flushes what follows, the peer of one that fails hears nothing, and one that is destroyed writes no more. And it can fail at
+//! every call.
+
+use std::collections::{HashMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
+
+use super::Reason;
+use super::fabric::{
+    Access, Completion, Completions, Connection, Depths, Domain, Fabric, Port, QueuePair, Region, Remote,
+    Request, Retries, Segment, SendOperation, VerbsError,
+};
+use crate::memory::Mapping;
+use crate::sys::verbs::{Status, Work};
+
+/// The wires between all hosts of a test, and their devices.
+#[derive(Clone, Default)]
+pub(crate) struct Network(Arc<Mutex<Inner>>);
+
+#[derive(Default)]
+struct Inner {
+    next: u32,
+    queue_pairs: HashMap<u32, Pair>,
+    memory: HashMap<u32, Registration>,
+    /// Addresses that carry nothing.
+    cut: Vec<IpAddr>,
+    /// Requests of queue pairs at these addresses wait until they are released.
+    held: Vec<IpAddr>,
+    /// What destroyed queue pairs had written and was kept: packets need no sender once they are sent.
+    on_the_wire: Vec<Written>,
+    calls: u64,
+    fail_at: Option<u64>,
+    /// Bytes written by RDMA.
+    written: u64,
+    /// What a peer tells instead of its keys.
+    lie: Lie,
+}
+
+/// What registered memory says of itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Lie {
+    #[default]
+    Nothing,
+    /// A key that was never given.
+    Key,
+    /// Memory that is shorter than it was asked for.
+    Short,
+}
+
+struct Written {
+    to: u32,
+    key: u32,
+    address: u64,
+    bytes: Vec<u8>,
+}
+
+struct Registration {
+    domain: u64,
+    mappings: Arc<[Mapping]>,
+    which: usize,
+    offset: u64,
+    bytes: u64,
+    access: Access,
+}
+
+struct Pair {
+    address: IpAddr,
+    domain: u64,
+    depths: Depths,
+    sent: Arc<Queue>,
+    received: Arc<Queue>,
+    peer: Option<u32>,
+    peer_address: Option<IpAddr>,
+    writes: bool,
+    sends: bool,
+    failed: bool,
+    buffers: VecDeque<(u64, Segment)>,
+    waiting: VecDeque<Request>,
+}
+
+impl fmt::Debug for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an emulated network")
+    }
+}
+
+fn failure() -> io::Error {
+    io::Error::other("the emulation was told to fail here")
+}
+
+impl Network {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The devices of a host that has these addresses, one device for each.
+    pub(crate) fn host(&self, addresses: &[IpAddr]) -> Arc<Host> {
+        let devices = addresses.iter().enumerate().map(|(index, address)| (format!("emu{index}"), *address));
+        Arc::new(Host {
+            network: self.clone(),
+            devices: devices.collect(),
+            down: Mutex::default(),
+            lock_limit: Mutex::default(),
+        })
+    }
+
+    /// Counts every call to a device from now on, and has the one of this number fail.
+    pub(crate) fn fail_at(&self, call: Option<u64>) {
+        let mut inner = self.lock();
+        inner.calls = 0;
+        inner.fail_at = call;
+    }
+
+    pub(crate) fn calls(&self) -> u64 {
+        self.lock().calls
+    }
+
+    pub(crate) fn written(&self) -> u64 {
+        self.lock().written
+    }
+
+    pub(crate) fn lie(&self, lie: Lie) {
+        self.lock().lie = lie;
+    }
+
+    /// What is registered and connected now: regions and queue pairs.
+    pub(crate) fn held(&self) -> (usize, usize) {
+        let inner = self.lock();
+        (inner.memory.len(), inner.queue_pairs.len())
+    }
+
+    /// Unplugs an address: what is posted to or from it fails.
+    pub(crate) fn cut(&self, address: IpAddr) {
+        self.lock().cut.push(address);
+    }
+
+    pub(crate) fn mend(&self, address: IpAddr) {
+        self.lock().cut.retain(|cut| *cut != address);
+    }
+
+    /// Keeps what queue pairs at this address post, as a wire with a long queue does.
+    pub(crate) fn hold(&self, address: IpAddr) {
+        self.lock().held.push(address);
+    }
+
+    /// Lets what was kept go on its way, if it still can.
+    pub(crate) fn release(&self, address: IpAddr) {
+        let mut inner = self.lock();
+        inner.held.retain(|held| *held != address);
+        let numbers: Vec<u32> = inner.queue_pairs.keys().copied().collect();
+        numbers.into_iter().for_each(|number| inner.carry(number));
+        for Written { to, key, address, bytes } in std::mem::take(&mut inner.on_the_wire) {
+            if let Some(pair) = inner.queue_pairs.get(&to).filter(|pair| !pair.failed && pair.writes) {
+                inner.write(pair.domain, key, address, &bytes);
+            }
+        }
+    }
+
+    pub(crate) fn on_the_wire(&self) -> usize {
+        self.lock().on_the_wire.len()
+    }
+}
+
+impl Inner {
+    /// Counts a call to a device; whether it is the one that is to fail.
+    fn fails(&mut self) -> bool {
+        self.calls += 1;
+        self.fail_at == Some(self.calls)
+    }
+
+    fn number(&mut self) -> u32 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Does what a queue pair has to do.
+    fn carry(&mut self, number: u32) {
+        loop {
+            let Some(pair) = self.queue_pairs.get_mut(&number) else { return };
+            if self.held.contains(&pair.address) && !pair.failed {
+                return;
+            }
+            let Some(request) = pair.waiting.pop_front() else { return };
+            let (sent, failed) = (pair.sent.clone(), pair.failed);
+            let status = if failed { Status::FLUSHED } else { self.execute(number, &request) };
+            if status != Status::SUCCESS
+                && let Some(pair) = self.queue_pairs.get_mut(&number)
+            {
+                pair.failed = true;
+            }
+            if status != Status::SUCCESS || request.signalled {
+                let work = match request.operation {
+                    SendOperation::Write { .. } => Work::Write,
+                    SendOperation::Send { .. } => Work::Send,
+                };
+                let completion = Completion {
+                    id: request.id,
+                    status,
+                    queue_pair: number,
+                    work,
+                    bytes: 0,
+                    immediate: None,
+                };
+                sent.complete(completion);
+            }
+        }
+    }
+
+    /// A queue pair is destroyed: what a wire keeps of its writes stays under way.
+    fn destroy(&mut self, number: u32) {
+        let Some(pair) = self.queue_pairs.remove(&number) else { return };
+        let Some(to) = pair.peer.filter(|_| self.held.contains(&pair.address)) else { return };
+        for request in pair.waiting {
+            let SendOperation::Write { address, key, .. } = request.operation else { continue };
+            let mut bytes = vec![0; request.segment.bytes as usize];
+            if self.read(pair.domain, request.segment, &mut bytes) {
+                self.on_the_wire.push(Written { to, key, address, bytes });
+            }
+        }
+    }
+
+    fn execute(&mut self, number: u32, request: &Request) -> Status {
+        let (peer, from, to, domain) = {
+            let pair = &self.queue_pairs[&number];
+            (pair.peer, pair.address, pair.peer_address, pair.domain)
+        };
+        if self.cut.contains(&from) || to.is_some_and(|to| self.cut.contains(&to)) {
+            return Status::NO_ANSWER;
+        }
+        let Some(peer) = peer.filter(|peer| self.queue_pairs.get(peer).is_some_and(|peer| !peer.failed))
+        else {
+            return Status::NO_ANSWER;
+        };
+        let mut bytes = vec![0; request.segment.bytes as usize];
+        if !self.read(domain, request.segment, &mut bytes) {
+            return Status::LOCAL_FAULT;
+        }
+        match request.operation {
+            SendOperation::Write { address, key, .. } => {
+                let (domain, writes) = (self.queue_pairs[&peer].domain, self.queue_pairs[&peer].writes);
+                if !writes || !self.write(domain, key, address, &bytes) {
+                    return Status::REMOTE_ACCESS;
+                }
+                self.written += bytes.len() as u64;
+            }
+            SendOperation::Send { .. } => {
+                let Some(pair) = self.queue_pairs.get_mut(&peer) else { return Status::NO_ANSWER };
+                let Some((id, buffer)) = pair.buffers.pop_front() else { return Status::NOT_READY };
+                let (received, domain) = (pair.received.clone(), pair.domain);
+                if (buffer.bytes as usize) < bytes.len() || !self.fill(domain, buffer, &bytes) {
+                    return Status::REMOTE_ACCESS;
+                }
+                let bytes = bytes.len() as u32;
+                let status = Status::SUCCESS;
+                received.complete(Completion {
+                    id,
+                    status,
+                    queue_pair: peer,
+                    work: Work::Receive,
+                    bytes,
+                    immediate: None,
+                });
+            }
+        }
+        Status::SUCCESS
+    }
+
+    /// The registration of a key, and where an address lies in its mapping.
+    fn find(&self, domain: u64, key: u32, address: u64, bytes: u64) -> Option<(&Registration, u64)> {
+        let found = self.memory.get(&key).filter(|found| found.domain == domain)?;
+        let at = address.checked_sub(found.mappings[found.which].address() + found.offset)?;
+        (at.checked_add(bytes)? <= found.bytes).then_some((found, found.offset + at))
+    }
+
+    fn read(&self, domain: u64, from: Segment, into: &mut [u8]) -> bool {
+        let found = self.find(domain, from.key, from.address, u64::from(from.bytes));
+        found.is_some_and(|(found, at)| {
+            found.mappings[found.which].read(at, into);
+            true
+        })
+    }
+
+    fn write(&self, domain: u64, key: u32, address: u64, bytes: &[u8]) -> bool {
+        let found = self.find(domain, key, address, bytes.len() as u64);
+        found.filter(|(found, _)| found.access == Access::RemoteWrite).is_some_and(|(found, at)| {
+            found.mappings[found.which].write(at, bytes);
+            true
+        })
+    }
+
+    fn fill(&self, domain: u64, into: Segment, bytes: &[u8]) -> bool {
+        let found = self.find(domain, into.key, into.address, bytes.len() as u64);
+        found.filter(|(found, _)| found.access != Access::LocalRead).is_some_and(|(found, at)| {
+            found.mappings[found.which].write(at, bytes);
+            true
+        })
+    }
+}
+
+/// The devices of one host.
+#[derive(Debug)]
+pub(crate) struct Host {
+    network: Network,
+    devices: Vec<(String, IpAddr)>,
+    down: Mutex<Vec<IpAddr>>,
+    lock_limit: Mutex<Option<u64>>,
+}
+
+impl Host {
+    /// Takes a port down, or up again, as this host sees it.
+    pub(crate) fn set_down(&self, address: IpAddr, down: bool) {
+        let mut all = self.down.lock().unwrap_or_else(PoisonError::into_inner);
+        all.retain(|other| *other != address);
+        if down {
+            all.push(address);
+        }
+    }
+
+    /// Has this host allow no more registered memory.
+    pub(crate) fn limit_locking(&self, bytes: u64) {
+        *self.lock_limit.lock().unwrap_or_else(PoisonError::into_inner) = Some(bytes);
+    }
+}
+
+impl Fabric for Host {
+    fn reason(&self) -> Option<Reason> {
+        self.devices.is_empty().then_some(Reason::NoDevice)
+    }
+
+    fn port_at(&self, address: IpAddr) -> Result<Port, Reason> {
+        if self.down.lock().unwrap_or_else(PoisonError::into_inner).contains(&address) {
+            return Err(Reason::PortNotActive("down"));
+        }
+        let found = self.devices.iter().find(|(_, own)| *own == address);
+        let (device, _) = found.ok_or(Reason::NotAtAddress(address))?;
+        let gid = match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        };
+        Ok(Port {
+            device: device.clone(),
+            number: 1,
+            gid,
+            gid_index: 1,
+            mtu: 1024,
+            queue_depth: 40,
+            bits_per_second: None,
+        })
+    }
+
+    fn domain(&self, device: &str) -> Result<Arc<dyn Domain>, VerbsError> {
+        let mut inner = self.network.lock();
+        let found = self.devices.iter().find(|(name, _)| name == device);
+        let (_, address) = found.ok_or_else(|| VerbsError::Vanished { device: device.to_owned() })?;
+        if inner.fails() {
+            return Err(VerbsError::ProtectionDomain(failure()));
+        }
+        let number = u64::from(inner.number());
+        drop(inner);
+        Ok(Arc::new(EmulatedDomain { network: self.network.clone(), number, address: *address }))
+    }
+
+    fn reason_against_locking(&self, needed: u64) -> Option<Reason> {
+        let limit = (*self.lock_limit.lock().unwrap_or_else(PoisonError::into_inner))?;
+        (needed > limit).then_some(Reason::MemlockTooSmall { limit, needed })
+    }
+}
+
+#[derive(Debug)]
+struct EmulatedDomain {
+    network: Network,
+    number: u64,
+    address: IpAddr,
+}
+
+impl Domain for EmulatedDomain {
+    fn register(
+        &self,
+        mappings: &Arc<[Mapping]>,
+        which: usize,
+        offset: u64,
+        bytes: u64,
+        access: Access,
+    ) -> Result<Arc<dyn Region>, VerbsError> {
+        let of = mappings[which].bytes();
+        if offset.checked_add(bytes).is_none_or(|end| end > of) {
+            return Err(VerbsError::OutOfRange { offset, bytes, of });
+        }
+        let mut inner = self.network.lock();
+        if inner.fails() {
+            return Err(VerbsError::Register { bytes, source: failure() });
+        }
+        let remote = access == Access::RemoteWrite;
+        let kept = if remote && inner.lie == Lie::Short { bytes / 2 } else { bytes };
+        let told = if remote && inner.lie == Lie::Key { u32::MAX } else { 0 };
+        let key = inner.number();
+        let registration = Registration {
+            domain: self.number,
+            mappings: mappings.clone(),
+            which,
+            offset,
+            bytes: kept,
+            access,
+        };
+        inner.memory.insert(key, registration);
+        let address = mappings[which].address() + offset;
+        drop(inner);
+        Ok(Arc::new(EmulatedRegion { network: self.network.clone(), key, told: key ^ told, address, bytes }))
+    }
+
+    fn queue_pair(&self, depths: Depths) -> Result<Connection, VerbsError> {
+        let mut inner = self.network.lock();
+        if inner.fails() {
+            return Err(VerbsError::QueuePair(failure()));
+        }
+        let (sent, received) = (Queue::new(&self.network)?, Queue::new(&self.network)?);
+        let number = inner.number();
+        let pair = Pair {
+            address: self.address,
+            domain: self.number,
+            depths,
+            sent: sent.clone(),
+            received: received.clone(),
+            peer: None,
+            peer_address: None,
+            writes: false,
+            sends: false,
+            failed: false,
+            buffers: VecDeque::new(),
+            waiting: VecDeque::new(),
+        };
+        inner.queue_pairs.insert(number, pair);
+        let queue_pair = Box::new(EmulatedPair { network: self.network.clone(), number });
+        Ok(Connection { queue_pair, sent, received })
+    }
+}
+
+#[derive(Debug)]
+struct EmulatedRegion {
+    network: Network,
+    key: u32,
+    told: u32,
+    address: u64,
+    bytes: u64,
+}
+
+impl Drop for EmulatedRegion {
+    fn drop(&mut self) {
+        self.network.lock().memory.remove(&self.key);
+    }
+}
+
+impl Region for EmulatedRegion {
+    fn address(&self) -> u64 {
+        self.address
+    }
+
+    fn remote_key(&self) -> u32 {
+        self.told
+    }
+
+    fn segment(&self, offset: u64, bytes: u32) -> Result<Segment, VerbsError> {
+        let (length, of) = (u64::from(bytes), self.bytes);
+        if offset.checked_add(length).is_none_or(|end| end > of) {
+            return Err(VerbsError::OutOfRange { offset, bytes: length, of });
+        }
+        Ok(Segment { address: self.address + offset, bytes, key: self.key })
+    }
+}
+
+#[derive(Debug)]
+struct EmulatedPair {
+    network: Network,
+    number: u32,
+}
+
+impl Drop for EmulatedPair {
+    fn drop(&mut self) {
+        self.network.lock().destroy(self.number);
+    }
+}
+
+impl EmulatedPair {
+    fn modify(
+        &self,
+        to: &'static str,
+        change: impl FnOnce(&mut Pair, Option<IpAddr>),
+        peer: Option<u32>,
+    ) -> Result<(), VerbsError> {
+        let mut inner = self.network.lock();
+        if inner.fails() {
+            return Err(VerbsError::Modify { to, source: failure() });
+        }
+        let address = peer.and_then(|peer| inner.queue_pairs.get(&peer)).map(|peer| peer.address);
+        if let Some(pair) = inner.queue_pairs.get_mut(&self.number) {
+            change(pair, address);
+        }
+        Ok(())
+    }
+}
+
+impl QueuePair for EmulatedPair {
+    fn number(&self) -> u32 {
+        self.number
+    }
+
+    fn receive_from(&self, _: u8, remote: &Remote, _: &Retries, writes: bool) -> Result<(), VerbsError> {
+        let connect = |pair: &mut Pair, address| {
+            (pair.peer, pair.peer_address, pair.writes) = (Some(remote.queue_pair), address, writes);
+        };
+        self.modify("ready to receive", connect, Some(remote.queue_pair))
+    }
+
+    fn send_from(&self, _: u32, _: &Retries) -> Result<(), VerbsError> {
+        self.modify("ready to send", |pair, _| pair.sends = true, None)
+    }
+
+    fn post_send(&self, requests: &[Request]) -> Result<(), VerbsError> {
+        let mut inner = self.network.lock();
+        let fails = inner.fails();
+        let Some(pair) = inner.queue_pairs.get_mut(&self.number) else {
+            return Err(VerbsError::Post { posted: 0, source: io::ErrorKind::NotFound.into() });
+        };
+        assert!(pair.sends, "a queue pair that does not send yet");
+        assert!(pair.waiting.len() + requests.len() <= pair.depths.send as usize, "the send queue overflows");
+        let taken = if fails { requests.len() / 2 } else { requests.len() };
+        pair.waiting.extend(&requests[..taken]);
+        inner.carry(self.number);
+        if fails { Err(VerbsError::Post { posted: taken, source: failure() }) } else { Ok(()) }
+    }
+
+    fn post_receive(&self, buffers: &[(u64, Segment)]) -> Result<(), VerbsError> {
+        let mut inner = self.network.lock();
+        if inner.fails() {
+            return Err(VerbsError::Post { posted: 0, source: failure() });
+        }
+        if let Some(pair) = inner.queue_pairs.get_mut(&self.number) {
+            pair.buffers.extend(buffers);
+            assert!(pair.buffers.len() <= pair.depths.receive as usize, "the receive queue overflows");
+        }
+        Ok(())
+    }
+
+    fn give_up(&self) {
+        let mut inner = self.network.lock();
+        let held = inner.held.clone();
+        // What a wire keeps is sent already.
+        if let Some(pair) =
+            inner.queue_pairs.get_mut(&self.number).filter(|pair| !held.contains(&pair.address))
+        {
+            pair.failed = true;
+        }
+        inner.carry(self.number);
+    }
+}
+
+/// A completion queue.
+#[derive(Debug)]
+struct Queue {
+    network: Network,
+    event: OwnedFd,
+    done: Mutex<VecDeque<Completion>>,
+    armed: AtomicU64,
+}
+
+impl Queue {
+    fn new(network: &Network) -> Result<Arc<Self>, VerbsError> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
+        let event =
+            event.map_err(|errno| VerbsError::CompletionQueue { entries: 0, source: errno.into() })?;
+        Ok(Arc::new(Self {
+            network: network.clone(),
+            event,
+            done: Mutex::default(),
+            armed: AtomicU64::new(0),
+        }))
+    }
+
+    fn complete(&self, completion: Completion) {
+        self.done.lock().unwrap_or_else(PoisonError::into_inner).push_back(completion);
+        if self.armed.swap(0, Ordering::SeqCst) == 1 {
+            rustix::io::write(&self.event, &1u64.to_ne_bytes()).expect("an event");
+        }
+    }
+}
+
+impl Completions for Queue {
+    fn arm(&self) -> Result<(), VerbsError> {
+        if self.network.lock().fails() {
+            return Err(VerbsError::Arm(failure()));
+        }
+        self.armed.store(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn take_events(&self) -> Result<(), VerbsError> {
+        let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
+        Ok(())
+    }
+
+    fn poll(&self, completions: &mut Vec<Completion>) -> Result<(), VerbsError> {
+        completions.extend(self.done.lock().unwrap_or_else(PoisonError::into_inner).drain(..));
+        Ok(())
+    }
+
+    fn event_descriptor(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}

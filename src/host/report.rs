@@ -7,8 +7,8 @@ mod text;
 use serde::{Serialize, Serializer};
 
 use crate::dirty::TrackerKind;
-use crate::host::api::migration::ChannelInfo;
 pub use crate::host::api::migration::RoundInfo as RoundReport;
+use crate::host::api::migration::{ChannelInfo, RdmaPort};
 use crate::host::demo_options::GuestKind;
 use crate::host::exit::Exit;
 use crate::session::mode::TransferMode;
@@ -44,6 +44,8 @@ pub struct ChannelReport {
     pub remote: String,
     /// The network interface at the source, where it is known.
     pub interface: Option<String>,
+    /// The RDMA port at the source that carried its pages; `null` where TCP did.
+    pub rdma: Option<RdmaPort>,
     /// Bytes that the channel carried, headers included.
     pub bytes: u64,
 }
@@ -54,6 +56,7 @@ impl ChannelReport {
             local: self.local.clone(),
             remote: self.remote.clone(),
             interface: self.interface.clone(),
+            rdma: self.rdma.clone(),
             bytes: self.bytes,
             lost: false,
         }

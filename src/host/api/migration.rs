@@ -1,12 +1,14 @@
 //! Migrations: asked for, under way, and as the history keeps them.
 
 use std::collections::BTreeMap;
+use std::net::Ipv6Addr;
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::check::{Check, PathInfo};
 use crate::migration::convergence::OnNoConvergence;
+use crate::session::Carrier;
 use crate::session::mode::TransferMode;
 
 /// A migration to be done. What is not said here is taken from the host file.
@@ -174,6 +176,31 @@ pub struct RoundInfo {
     pub dirtied: u64,
 }
 
+/// What an RDMA channel uses at the source.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RdmaPort {
+    /// The device, such as `mlx5_0`.
+    pub device: String,
+    /// Its port, from 1.
+    pub port: u8,
+    /// The address that it uses.
+    #[schema(value_type = String)]
+    pub gid: Ipv6Addr,
+}
+
+impl RdmaPort {
+    /// What carries a channel, where that is RDMA.
+    #[must_use]
+    pub fn of(carrier: &Carrier) -> Option<Self> {
+        match carrier {
+            Carrier::Tcp => None,
+            Carrier::Rdma { device, port, gid } => {
+                Some(Self { device: device.clone(), port: *port, gid: *gid })
+            }
+        }
+    }
+}
+
 /// One connection.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ChannelInfo {
@@ -183,6 +210,9 @@ pub struct ChannelInfo {
     pub remote: String,
     /// The interface at this end.
     pub interface: Option<String>,
+    /// The RDMA port that carried its pages; nothing where TCP did.
+    #[serde(default)]
+    pub rdma: Option<RdmaPort>,
     /// Bytes that it carried.
     pub bytes: u64,
     /// Whether it was lost on the way.

@@ -156,6 +156,7 @@ pub(super) fn note_moved(active: &mut Active, moved: &Moved) {
             local: channel.local.to_string(),
             remote: channel.remote.to_string(),
             interface: channel.interface.clone(),
+            rdma: channel.rdma.clone(),
             bytes: channel.bytes,
             lost: channel.lost,
         })

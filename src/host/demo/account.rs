@@ -84,6 +84,7 @@ impl Account {
                 local: channel.local.to_string(),
                 remote: channel.remote.to_string(),
                 interface: channel.interface.clone(),
+                rdma: channel.rdma.clone(),
                 bytes: channel.bytes,
             })
             .collect();

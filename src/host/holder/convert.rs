@@ -1,6 +1,7 @@
 //! The engine's reports as they travel to the supervisor.
 
 use crate::engine::observe::{self, DestinationReport, SourceReport};
+use crate::host::api::migration::RdmaPort;
 use crate::host::holder::protocol::{
     Arrived, GuestSeen, MoveLink, MoveProgress, Moved, MovedChannel, MovedRound, Ram,
 };
@@ -60,6 +61,7 @@ pub(super) fn moved(report: SourceReport, guest_before: GuestSeen, guest_after: 
                 local: channel.local,
                 remote: channel.remote,
                 interface: channel.interface,
+                rdma: RdmaPort::of(&channel.carrier),
                 bytes: channel.bytes,
                 lost: channel.lost,
             })

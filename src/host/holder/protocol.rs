@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::dirty::TrackerKind;
 use crate::guest::program::{Program, SelfReport};
+use crate::host::api::migration::RdmaPort;
 use crate::host::demo_options::GuestKind;
 use crate::memory::HugePages;
 use crate::migration::convergence::OnNoConvergence;
@@ -415,6 +416,9 @@ pub struct MovedChannel {
     pub remote: SocketAddr,
     /// The interface here.
     pub interface: Option<String>,
+    /// The RDMA port that carried its pages, if one did.
+    #[serde(default)]
+    pub rdma: Option<RdmaPort>,
     /// Bytes carried.
     pub bytes: u64,
     /// Whether it was lost on the way.

@@ -7,6 +7,7 @@ fn sample() -> Report {
         local: format!("127.0.0.1:{port}"),
         remote: "127.0.0.1:7400".to_owned(),
         interface: Some("lo".to_owned()),
+        rdma: None,
         bytes,
     };
     let round = |pages: u64, seconds, dirtied| RoundReport {

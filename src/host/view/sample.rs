@@ -253,6 +253,7 @@ fn channels() -> Vec<ChannelInfo> {
         local: format!("10.0.{network}.1:{port}"),
         remote: format!("10.0.{network}.2:7400"),
         interface: Some(format!("pf{network}")),
+        rdma: None,
         bytes,
         lost,
     };

@@ -1,5 +1,6 @@
 //! Tables and quantities, as every text of this program shows them.
 
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use comfy_table::{CellAlignment, Table, presets};
@@ -61,17 +62,26 @@ pub(in crate::host) fn rounds(rounds: &[RoundInfo]) -> Table {
 
 /// The connections of a migration.
 pub(in crate::host) fn channels<'a>(channels: impl Iterator<Item = &'a ChannelInfo>) -> Table {
-    let mut shown = table(&["From", "To", "Interface", "Carried", ""]);
+    let mut shown = table(&["From", "To", "Interface", "By", "Carried", ""]);
     for channel in channels {
         shown.add_row([
             clean(&channel.local),
             clean(&channel.remote),
             channel.interface.as_deref().map_or_else(|| "unknown".to_owned(), clean),
+            match &channel.rdma {
+                Some(rdma) => format!("RDMA, {} port {}, {}", clean(&rdma.device), rdma.port, gid(rdma.gid)),
+                None => "TCP".to_owned(),
+            },
             Bytes(channel.bytes).to_string(),
             if channel.lost { "lost on the way".to_owned() } else { String::new() },
         ]);
     }
     shown
+}
+
+/// A GID as the IP address that it is.
+fn gid(gid: Ipv6Addr) -> IpAddr {
+    IpAddr::V6(gid).to_canonical()
 }
 
 /// A rate over some time.

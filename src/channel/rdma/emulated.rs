@@ -369,7 +369,7 @@ impl Fabric for Host {
         Ok(Arc::new(EmulatedDomain { network: self.network.clone(), number, address: *address }))
     }
 
-    fn reason_against_locking(&self, needed: u64) -> Option<Reason> {
+    fn reason_against_locking(&self, _: &str, needed: u64) -> Option<Reason> {
         let limit = (*self.lock_limit.lock().unwrap_or_else(PoisonError::into_inner))?;
         (needed > limit).then_some(Reason::MemlockTooSmall { limit, needed })
     }

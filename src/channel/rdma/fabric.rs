@@ -31,8 +31,8 @@ pub trait Fabric: Debug + Send + Sync {
     /// What the device says.
     fn domain(&self, device: &str) -> Result<Arc<dyn Domain>, VerbsError>;
 
-    /// Why this process cannot register so many bytes, if so.
-    fn reason_against_locking(&self, bytes: u64) -> Option<Reason>;
+    /// Why this process cannot register so many bytes with that device, if so.
+    fn reason_against_locking(&self, device: &str, bytes: u64) -> Option<Reason>;
 }
 
 /// A port of a device, and one of its addresses.

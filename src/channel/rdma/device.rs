@@ -145,7 +145,7 @@ impl QueuePair for DeviceQueuePair {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         batch.clear();
         for request in requests {
-            batch.push(request.id, request.operation, &[request.segment], request.signalled);
+            batch.push(request.id, request.operation, request.segment.as_slice(), request.signalled);
         }
         self.raw.post_send(&mut batch)
     }

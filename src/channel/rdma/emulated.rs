@@ -221,8 +221,9 @@ impl Inner {
         let Some(to) = pair.peer.filter(|_| self.held.contains(&pair.address)) else { return };
         for request in pair.waiting {
             let SendOperation::Write { address, key, .. } = request.operation else { continue };
-            let mut bytes = vec![0; request.segment.bytes as usize];
-            if self.read(pair.domain, request.segment, &mut bytes) {
+            let Some(segment) = request.segment else { continue };
+            let mut bytes = vec![0; segment.bytes as usize];
+            if self.read(pair.domain, segment, &mut bytes) {
                 self.on_the_wire.push(Written { to, key, address, bytes });
             }
         }
@@ -240,14 +241,15 @@ impl Inner {
         else {
             return Status::NO_ANSWER;
         };
-        let mut bytes = vec![0; request.segment.bytes as usize];
-        if !self.read(domain, request.segment, &mut bytes) {
+        let mut bytes = vec![0; request.segment.map_or(0, |segment| segment.bytes as usize)];
+        if request.segment.is_some_and(|segment| !self.read(domain, segment, &mut bytes)) {
             return Status::LOCAL_FAULT;
         }
         match request.operation {
             SendOperation::Write { address, key, .. } => {
                 let (domain, writes) = (self.queue_pairs[&peer].domain, self.queue_pairs[&peer].writes);
-                if !writes || !self.write(domain, key, address, &bytes) {
+                // Of a write of no bytes neither key nor address are looked at.
+                if !writes || !(bytes.is_empty() || self.write(domain, key, address, &bytes)) {
                     return Status::REMOTE_ACCESS;
                 }
                 self.written += bytes.len() as u64;

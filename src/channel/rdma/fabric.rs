@@ -100,7 +100,7 @@ pub struct Connection {
     pub received: Arc<dyn Completions>,
 }
 
-/// A request of one segment.
+/// A request of one segment, or of no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The number that its completion has.
@@ -108,7 +108,7 @@ pub struct Request {
     /// What is to be done.
     pub operation: SendOperation,
     /// With what.
-    pub segment: Segment,
+    pub segment: Option<Segment>,
     /// Whether its success is completed too.
     pub signalled: bool,
 }

@@ -16,6 +16,7 @@ mod error;
 mod layout;
 mod library;
 mod memory;
+mod on_demand;
 mod queue_pair;
 mod work;
 

@@ -178,6 +178,7 @@ fn what_the_destination_did_not_allow_is_refused_and_flushes_the_rest() {
         PAGE,
         MEMORY,
         Access::LocalRead,
+        Residence::Locked,
     );
     assert!(matches!(too_much, Err(VerbsError::OutOfRange { .. })), "{too_much:?}");
     // A key that was never given, an address past the end, and memory that may only be read.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Attached, DestinationEvent, DestinationShared, State};
-use crate::channel::{AcceptedChannel, ChannelError, ChannelLink, chain, tcp};
+use crate::channel::{AcceptedChannel, ChannelError, ChannelLink, tcp};
 use crate::session::error::SessionError;
 use crate::session::handshake::write_reply;
 use crate::session::path::interface_of;
@@ -124,7 +124,8 @@ mod with_rdma {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use super::{ChannelId, DestinationShared, NotAttached, Reply, Stream, chain, write_reply};
+    use super::{ChannelId, DestinationShared, NotAttached, Reply, Stream, write_reply};
+    use crate::channel::chain;
     use crate::channel::rdma::{self, RdmaMemory, RdmaOptions};
     use crate::memory::GuestMemory;
     use crate::session::handshake::time_left;
@@ -238,6 +239,7 @@ mod without_rdma {
     }
 
     impl DestinationShared {
+        #[expect(clippy::needless_pass_by_value, reason = "as with RDMA")]
         pub(in crate::session) fn attach_rdma(
             self: &Arc<Self>,
             stream: Stream,

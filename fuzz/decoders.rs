@@ -10,18 +10,23 @@ use pageferry::wire::data::{
 };
 use pageferry::wire::link::LinkHeader;
 use pageferry::wire::preamble::{Answer, MAX_REFUSAL_BYTES, Preamble, Reply, ReplyHeader};
+use pageferry::wire::rdma::{
+    self, AnswerHeader, FromDestination, FromDestinationHeader, MAX_PIECES, OfferHeader, Want,
+};
 
 /// Looks at bytes from the network.
 pub(crate) type Decoder = fn(&[u8]);
 
 /// Name and function of each.
-pub(crate) const DECODERS: [(&str, Decoder); 6] = [
+pub(crate) const DECODERS: [(&str, Decoder); 8] = [
     ("preamble", preamble),
     ("reply", reply),
     ("frame", frame),
     ("receipt", receipt),
     ("link", link),
     ("control", control),
+    ("rdma_opening", rdma_opening),
+    ("rdma_talk", rdma_talk),
 ];
 
 /// What a frame's runs are checked against: two regions with a hole between them, like a machine's.
@@ -62,6 +67,11 @@ pub(crate) fn frame(bytes: &[u8]) {
         assert_eq!(again, bytes[..again.len()]);
         return;
     }
+    if header.kind == FrameKind::Written {
+        let payload = u64::from(header.payload_bytes);
+        assert!(table.is_empty() && payload.is_multiple_of(4096) && payload <= MAX_BATCH_PAGES * 4096);
+        return;
+    }
     let (layout, mut runs) = (layout(), Vec::new());
     let Ok(pages) = header.decode_runs(table, &layout, &mut runs) else { return };
     assert_eq!(runs.iter().map(|run| run.pages).sum::<u64>(), pages);
@@ -96,5 +106,47 @@ pub(crate) fn link(bytes: &[u8]) {
 pub(crate) fn control(bytes: &[u8]) {
     if let Ok(message) = Message::decode(bytes) {
         assert_eq!(Message::decode(&message.encode()), Ok(message));
+    }
+}
+
+/// What both ends of an RDMA channel begin with: lengths are bounded, and what was understood survives being sent on.
+pub(crate) fn rdma_opening(bytes: &[u8]) {
+    if let Some((head, rest)) = bytes.split_first_chunk()
+        && let Ok(header) = OfferHeader::decode(head)
+    {
+        assert!(header.map_bytes() <= MAX_PIECES as usize / 8);
+        if let Some(map) = rest.get(..header.map_bytes()) {
+            let again = header.with_map(map.to_vec()).encode();
+            assert_eq!(again, bytes[..again.len()]);
+        }
+    }
+    let Some((head, rest)) = bytes.split_first_chunk() else { return };
+    let Ok(header) = AnswerHeader::decode(head) else { return };
+    assert!(header.text_bytes() <= MAX_ERROR_BYTES);
+    let Some(text) = rest.get(..header.text_bytes()) else { return };
+    match header.with_text(text) {
+        rdma::Answer::Refused(text) => assert!(!text.chars().any(char::is_control)),
+        taken @ rdma::Answer::Taken { .. } => assert_eq!(taken.encode(), head),
+    }
+}
+
+/// What they say then: pieces that there are, and texts that are bounded.
+pub(crate) fn rdma_talk(bytes: &[u8]) {
+    const PIECES: u32 = 40;
+    if let Some((head, _)) = bytes.split_first_chunk()
+        && let Ok(want) = Want::decode(head, PIECES)
+    {
+        assert!(want.0 < PIECES && want.encode() == *head);
+    }
+    let Some((head, rest)) = bytes.split_first_chunk::<RECEIPT_BYTES>() else { return };
+    let Ok(header) = FromDestinationHeader::decode(head, PIECES) else { return };
+    assert!(header.rest_bytes() <= MAX_ERROR_BYTES);
+    let Some(rest) = rest.get(..header.rest_bytes()) else { return };
+    match header.with_rest(rest) {
+        FromDestination::Key { piece, .. } => assert!(piece < PIECES),
+        FromDestination::NoKey { piece, text } => {
+            assert!(piece < PIECES && !text.chars().any(char::is_control));
+        }
+        FromDestination::Receipt(_) => {}
     }
 }

@@ -13,9 +13,12 @@ use std::path::{Path, PathBuf};
 use decoders::{DECODERS, layout};
 use pageferry::units::{PAGE_SIZE, RoundId, Run};
 use pageferry::wire::control::{Accept, Message, Setup, Token};
-use pageferry::wire::data::{BarrierId, ChannelId, FrameKind, Receipt, encode_barrier, encode_pages};
+use pageferry::wire::data::{
+    BarrierId, ChannelId, FrameKind, Receipt, encode_barrier, encode_pages, encode_written,
+};
 use pageferry::wire::link::{LinkHeader, LinkKind};
 use pageferry::wire::preamble::{MigrationId, Preamble, Purpose, RefusalCode, Reply, Secret};
+use pageferry::wire::rdma;
 
 /// How many mutations each decoder gets.
 const MUTATIONS: u64 = 10_000;
@@ -108,12 +111,14 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
     };
     let page = PAGE_SIZE as u32;
     let link = |kind, bytes| LinkHeader { kind, bytes, number: 5 }.encode().to_vec();
+    let end = rdma::End { queue_pair: 17, packet: 0x00ab_cdef, mtu: 4096, gid: [0xfe; 16] };
     let token = Token([3; 16]);
     let mut seeds = vec![
         ("preamble", "new", preamble(Purpose::NewMigration)),
         ("preamble", "resume", preamble(Purpose::ResumeControl { attempt: 1, received: 4 })),
         ("preamble", "data", preamble(Purpose::Data { channel: 2 })),
         ("preamble", "query", preamble(Purpose::Query)),
+        ("preamble", "rdma", preamble(Purpose::RdmaData { channel: 2 })),
         ("reply", "accepted", Reply::accepted(6).encode()),
         ("reply", "refused", Reply::refused(RefusalCode::Declined, "no memory is left").encode()),
         ("frame", "raw", pages(FrameKind::Raw, &[Run::new(0, 1), Run::new(200, 3)], 4 * page)),
@@ -121,9 +126,28 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("frame", "zero", pages(FrameKind::Zero, &[Run::new(0, 160), Run::new(160, 16_384)], 0)),
         ("frame", "barrier", encode_barrier(BarrierId(8), RoundId(3), 18, &[])),
         ("frame", "fence", encode_barrier(BarrierId(9), RoundId(3), 19, &[ChannelId(0), ChannelId(4)])),
+        ("frame", "written", encode_written(200, RoundId(3), 20).to_vec()),
         ("receipt", "placed", Receipt::Placed(17).encode()),
         ("receipt", "barrier", Receipt::Barrier(BarrierId(8)).encode()),
         ("receipt", "error", Receipt::Error("a run outside the guest".to_owned()).encode()),
+        (
+            "rdma_opening",
+            "offer",
+            rdma::Offer { end, frames: 64, piece_bytes: 2 << 20, map: vec![3, 0, 1] }.encode(),
+        ),
+        ("rdma_opening", "taken", rdma::Answer::Taken { end, frames: 32 }.encode()),
+        (
+            "rdma_opening",
+            "refused",
+            rdma::Answer::Refused("this host has no RDMA device".to_owned()).encode(),
+        ),
+        ("rdma_talk", "want", rdma::Want(7).encode().to_vec()),
+        ("rdma_talk", "key", rdma::FromDestination::Key { piece: 7, key: 0x1234, address: 1 << 40 }.encode()),
+        (
+            "rdma_talk",
+            "no_key",
+            rdma::FromDestination::NoKey { piece: 7, text: "no memory".to_owned() }.encode(),
+        ),
         ("link", "message", link(LinkKind::Message, 100)),
         ("link", "receipt", link(LinkKind::Receipt, 0)),
         ("link", "goodbye", link(LinkKind::Goodbye, 0)),

@@ -22,11 +22,14 @@ use pageferry::units::{GuestAddress, PageIndex, RoundId, Run};
 use pageferry::wire::control::{Accept, Message, Setup, Token};
 use pageferry::wire::data::{
     BarrierId, ChannelId, FrameKind, HEADER_BYTES, Header, Receipt, ReceiptHeader, encode_barrier,
-    encode_pages,
+    encode_pages, encode_written,
 };
 use pageferry::wire::link::{LinkHeader, LinkKind};
 use pageferry::wire::preamble::{
     MigrationId, Preamble, PreambleError, Purpose, RefusalCode, Reply, ReplyHeader, Secret, Versions,
+};
+use pageferry::wire::rdma::{
+    Answer, AnswerHeader, End, FromDestination, FromDestinationHeader, Offer, OfferHeader, Want,
 };
 
 const V1: Versions = Versions { oldest: 1, newest: 1 };
@@ -111,6 +114,7 @@ fn first_bytes_of_connections() {
         preamble("preamble-new-admitted", Purpose::NewMigration, SECRET),
         preamble("preamble-resume", Purpose::ResumeControl { attempt: 3, received: 70_000 }, SECRET),
         preamble("preamble-data", Purpose::Data { channel: 1023 }, SECRET),
+        preamble("preamble-rdma", Purpose::RdmaData { channel: 1022 }, SECRET),
         preamble("preamble-query", Purpose::Query, Secret::NONE),
         reply("reply-accepted", Reply::accepted(0)),
         reply("reply-resumed", Reply::accepted(1_000_000)),
@@ -257,9 +261,72 @@ fn data_frames_and_receipts() {
         pages("data-zero", FrameKind::Zero, MANY, 3),
         barrier("data-barrier", &[]),
         barrier("data-fence", &[ChannelId(0), ChannelId(700)]),
+        written("data-written"),
         receipt("receipt-placed", Receipt::Placed(17)),
         receipt("receipt-barrier", Receipt::Barrier(BarrierId(9))),
         receipt("receipt-error", Receipt::Error("2 pages from page 8191 are outside".into())),
+    ]);
+}
+
+fn written(name: &'static str) -> Recorded {
+    recorded(
+        name,
+        || encode_written(300, RoundId(2), 41).to_vec(),
+        |bytes| {
+            let header = Header::decode(bytes.try_into().unwrap()).unwrap();
+            assert_eq!((header.kind, header.round, header.sequence), (FrameKind::Written, RoundId(2), 41));
+            assert_eq!((header.payload_bytes, header.entries), (300 * 4096, 0));
+        },
+    )
+}
+
+/// What goes over the connection of an RDMA channel.
+#[test]
+fn rdma() {
+    const END: End = End { queue_pair: 0x00fe_dcba, packet: 0x0012_3456, mtu: 2048, gid: [0x5a; 16] };
+    let offer = || Offer { end: END, frames: 64, piece_bytes: 2 << 20, map: vec![0b101, 0, 1] };
+    let answer = |name, answer: Answer| {
+        let sent = answer.clone();
+        recorded(
+            name,
+            move || sent.encode(),
+            move |bytes| {
+                let (head, text) = bytes.split_first_chunk().unwrap();
+                assert_eq!(AnswerHeader::decode(head).unwrap().with_text(text), answer);
+            },
+        )
+    };
+    let told = |name, told: FromDestination| {
+        let sent = told.clone();
+        recorded(
+            name,
+            move || sent.encode(),
+            move |bytes| {
+                let (head, rest) = bytes.split_first_chunk().unwrap();
+                assert_eq!(FromDestinationHeader::decode(head, 30).unwrap().with_rest(rest), told);
+            },
+        )
+    };
+    understands([
+        recorded(
+            "rdma-offer",
+            move || offer().encode(),
+            move |bytes| {
+                let (head, map) = bytes.split_first_chunk().unwrap();
+                assert_eq!(OfferHeader::decode(head).unwrap().with_map(map.to_vec()), offer());
+            },
+        ),
+        answer("rdma-taken", Answer::Taken { end: END, frames: 32 }),
+        answer("rdma-refused", Answer::Refused("this host has no RDMA device".into())),
+        told("rdma-key", FromDestination::Key { piece: 29, key: 0x89ab_cdef, address: 0x7f00_0020_0000 }),
+        told("rdma-no-key", FromDestination::NoKey { piece: 3, text: "memory cannot be registered".into() }),
+        recorded(
+            "rdma-want",
+            || Want(29).encode().to_vec(),
+            |bytes| {
+                assert_eq!(Want::decode(bytes.try_into().unwrap(), 30), Ok(Want(29)));
+            },
+        ),
     ]);
 }
 
@@ -487,5 +554,5 @@ fn every_recorded_file_is_looked_at() {
         assert!(source.contains(&format!("\"{name}\"")), "nobody looks at {name}");
         found += 1;
     }
-    assert_eq!(found, 43, "no file is missing either");
+    assert_eq!(found, 51, "no file is missing either");
 }

@@ -86,7 +86,7 @@ make_base() {
     cp "$cache/root/etc/libibverbs.d/rxe.driver" "$stage/etc/libibverbs.d/"
     install -m 755 "$cache/root/lib64/ld-linux-x86-64.so.2" "$stage/usr/lib64/"
     install -m 755 "$here/init" "$stage/init"
-    install -m 755 "$here/on" "$here/wire" "$stage/usr/bin/"
+    install -m 755 "$here/on" "$here/wire" "$here/daemons" "$stage/usr/bin/"
     printf 'root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/sh\n' >"$stage/etc/passwd"
     printf 'root:x:0:\nnogroup:x:65534:\n' >"$stage/etc/group"
     archive "$stage" "$base.part"

@@ -54,9 +54,10 @@ fn device_account(device: &RdmaDevice) -> String {
             u64::MAX => "any size".to_owned(),
             bytes => format!("{bytes} bytes"),
         };
+        let paging = if limits.on_demand_paging { ", paged on demand" } else { "" };
         text += &format!(
             "  at most {} queue pairs of {} work requests with {} segments, {} completions in a queue, {} memory regions of \
-             {region}{firmware}\n",
+             {region}{paging}{firmware}\n",
             limits.queue_pairs,
             limits.work_requests,
             limits.segments,

@@ -9,8 +9,8 @@ use pageferry::session::rdma::MemoryLock;
 use pageferry::sys::mapping::{HugePages, Mapping};
 use pageferry::sys::verbs::{
     Access, AsyncEvent, Completion, CompletionQueue, Context, Depths, GidKind, ProtectionDomain, QueuePair,
-    QueuePairState, ReceiveBatch, Remote, Retries, SendBatch, SendOperation, Status, VerbsError, Work,
-    devices,
+    QueuePairState, ReceiveBatch, Remote, Residence, Retries, SendBatch, SendOperation, Status, VerbsError,
+    Work, devices,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
@@ -94,8 +94,12 @@ fn writes_arrive_where_they_are_sent_and_announce_themselves() {
     for word in 0..MEMORY / 8 {
         from[0].store(word * 8, word + 1);
     }
-    let local = pair.domain.register(&from, 0, 0, MEMORY, Access::LocalRead).expect("registered");
-    let remote = pair.domain.register(&to, 0, PAGE, MEMORY - PAGE, Access::RemoteWrite).expect("registered");
+    let local =
+        pair.domain.register(&from, 0, 0, MEMORY, Access::LocalRead, Residence::Locked).expect("registered");
+    let remote = pair
+        .domain
+        .register(&to, 0, PAGE, MEMORY - PAGE, Access::RemoteWrite, Residence::Locked)
+        .expect("registered");
     assert_eq!(remote.address(), to[0].address() + PAGE);
 
     let mut buffers = ReceiveBatch::new();
@@ -137,7 +141,10 @@ fn messages_arrive_in_the_buffers_that_wait_for_them() {
     let pair = pair(&context);
     let memory = memory();
     memory[0].store(0, 0x1122_3344_5566_7788);
-    let region = pair.domain.register(&memory, 0, 0, MEMORY, Access::LocalWrite).expect("registered");
+    let region = pair
+        .domain
+        .register(&memory, 0, 0, MEMORY, Access::LocalWrite, Residence::Locked)
+        .expect("registered");
     let mut buffers = ReceiveBatch::new();
     for id in 0..2 {
         let segment = region.segment((id + 1) * PAGE, PAGE as u32).expect("inside");
@@ -176,9 +183,13 @@ fn what_the_destination_did_not_allow_is_refused_and_flushes_the_rest() {
     // A key that was never given, an address past the end, and memory that may only be read.
     for case in ["key", "address", "access"] {
         let pair = pair(&context);
-        let local = pair.domain.register(&memory, 0, 0, PAGE, Access::LocalRead).expect("registered");
+        let local = pair
+            .domain
+            .register(&memory, 0, 0, PAGE, Access::LocalRead, Residence::Locked)
+            .expect("registered");
         let access = if case == "access" { Access::LocalWrite } else { Access::RemoteWrite };
-        let remote = pair.domain.register(&memory, 0, PAGE, PAGE, access).expect("registered");
+        let remote =
+            pair.domain.register(&memory, 0, PAGE, PAGE, access, Residence::Locked).expect("registered");
         let outside = local.segment(8, PAGE as u32);
         assert!(matches!(outside, Err(VerbsError::OutOfRange { .. })), "{outside:?}");
         let mut batch = SendBatch::new();
@@ -204,12 +215,16 @@ fn what_the_destination_did_not_allow_is_refused_and_flushes_the_rest() {
 fn memory_that_may_not_be_locked_is_named_with_its_size() {
     let domain = ProtectionDomain::new(&open()).expect("a domain");
     let memory = memory();
-    let error = domain.register(&memory, 0, 0, MEMORY, Access::RemoteWrite).expect_err("more than the limit");
+    let error = domain
+        .register(&memory, 0, 0, MEMORY, Access::RemoteWrite, Residence::Locked)
+        .expect_err("more than the limit");
     assert!(error.to_string().contains("ulimit -l 1024"), "{error}");
     let limit = MemoryLock::of_this_process();
     assert_eq!(limit.limit_bytes, Some(64 << 10));
     assert_eq!(limit.reason_against(MEMORY).map(|reason| reason.code()), Some("memlock-too-small"));
-    domain.register(&memory, 0, 0, PAGE, Access::RemoteWrite).expect("less than the limit");
+    domain
+        .register(&memory, 0, 0, PAGE, Access::RemoteWrite, Residence::Locked)
+        .expect("less than the limit");
 }
 
 #[test]

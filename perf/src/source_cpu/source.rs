@@ -10,8 +10,8 @@ use pageferry::channel::tcp;
 use pageferry::memory::GuestMemory;
 use pageferry::pageset::PageSet;
 use pageferry::session::{
-    ControlLink, ControlOptions, LinkEvent, Opening, Path, SessionEvent, SourceOptions, SourceSession,
-    TransferMode,
+    ControlLink, ControlOptions, LinkEvent, Opening, Path, RdmaSupport, SessionEvent, SourceOptions,
+    SourceSession, TransferMode,
 };
 use pageferry::sys::scatter::{self, MemorySlice};
 use pageferry::units::RoundId;
@@ -93,6 +93,7 @@ fn send_by_session(memory: &GuestMemory, sink: &Sink, channels: usize) -> anyhow
         channels,
         memory: memory.clone(),
         mode: TransferMode::Tcp,
+        rdma: RdmaSupport::off("TCP is measured"),
         reopen: None,
         rate_caps: pageferry::session::caps::RateCaps::default(),
         link_timeout: PATIENCE,

@@ -91,7 +91,7 @@ fn accept_or_say_why(
     let layout = memory.memory().layout();
     let pieces =
         Pieces::with_piece_bytes(layout, offer.piece_bytes).ok_or(RdmaError::Pieces(offer.piece_bytes))?;
-    let wanted = pieces.from_map(&offer.map).ok_or(RdmaError::Pieces(offer.piece_bytes))?;
+    let wanted = pieces.in_map(&offer.map).ok_or(RdmaError::Pieces(offer.piece_bytes))?;
     let registered = memory.on(&port.device, &pieces, &wanted)?;
     let frames = offer.frames.min(FRAMES);
     let depths = Depths { send: 1, receive: frames, segments: 1 };

@@ -12,7 +12,7 @@ use super::fabric::{
 };
 use crate::memory::Mapping;
 use crate::sys::verbs::{
-    self, CompletionQueue, Context, MemoryRegion, ProtectionDomain, ReceiveBatch, SendBatch,
+    self, CompletionQueue, Context, MemoryRegion, ProtectionDomain, ReceiveBatch, Residence, SendBatch,
 };
 
 /// The devices that libibverbs lists.
@@ -49,11 +49,16 @@ impl Fabric for HostDevices {
         let found = devices.iter().find(|found| found.name() == device);
         let context = found.ok_or_else(|| VerbsError::Vanished { device: device.to_owned() })?.open()?;
         let domain = ProtectionDomain::new(&context)?;
-        Ok(Arc::new(DeviceDomain { context, domain }))
+        let on_demand = context.limits()?.on_demand_paging;
+        let residence = if on_demand { Residence::OnDemand } else { Residence::Locked };
+        Ok(Arc::new(DeviceDomain { context, domain, residence }))
     }
 
-    fn reason_against_locking(&self, bytes: u64) -> Option<Reason> {
-        MemoryLock::of_this_process().reason_against(bytes)
+    fn reason_against_locking(&self, device: &str, bytes: u64) -> Option<Reason> {
+        let reason = MemoryLock::of_this_process().reason_against(bytes)?;
+        let devices = RdmaDevices::of_this_host().devices;
+        let limits = devices.into_iter().find(|found| found.name == device)?.limits?;
+        (!limits.on_demand_paging).then_some(reason)
     }
 }
 
@@ -61,6 +66,8 @@ impl Fabric for HostDevices {
 struct DeviceDomain {
     context: Arc<Context>,
     domain: Arc<ProtectionDomain>,
+    /// Of guest RAM.
+    residence: Residence,
 }
 
 impl Domain for DeviceDomain {
@@ -72,7 +79,9 @@ impl Domain for DeviceDomain {
         bytes: u64,
         access: Access,
     ) -> Result<Arc<dyn Region>, VerbsError> {
-        Ok(Arc::new(self.domain.register(mappings, which, offset, bytes, access)?))
+        // Receive buffers would need one more ability of the device, and are small.
+        let residence = if access == Access::LocalWrite { Residence::Locked } else { self.residence };
+        Ok(Arc::new(self.domain.register(mappings, which, offset, bytes, access, residence)?))
     }
 
     fn queue_pair(&self, depths: Depths) -> Result<Connection, VerbsError> {
@@ -136,7 +145,7 @@ impl QueuePair for DeviceQueuePair {
         let mut batch = self.batch.lock().unwrap_or_else(PoisonError::into_inner);
         batch.clear();
         for request in requests {
-            batch.push(request.id, request.operation, &[request.segment], request.signalled);
+            batch.push(request.id, request.operation, request.segment.as_slice(), request.signalled);
         }
         self.raw.post_send(&mut batch)
     }

@@ -54,6 +54,8 @@ pub struct Limits {
     pub segments: u32,
     /// Entries of a completion queue.
     pub completions: u32,
+    /// Whether guest RAM need not be resident and locked to be sent and written.
+    pub on_demand_paging: bool,
 }
 
 /// A port of a device.
@@ -188,6 +190,7 @@ fn fill(seen: &mut RdmaDevice, context: &Context) -> Result<(), verbs::VerbsErro
         work_requests: limits.work_requests,
         segments: limits.segments,
         completions: limits.completions,
+        on_demand_paging: limits.on_demand_paging,
     });
     let gids = context.gids()?;
     for number in ports {

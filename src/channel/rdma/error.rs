@@ -27,6 +27,14 @@ pub enum RdmaError {
     /// A request failed, and with it the queue pair.
     #[error("the RDMA queue pair failed: {0}")]
     Work(Status),
+    /// The queue pair connects, and nothing comes back over it.
+    #[error(
+        "no packet of RDMA was answered within {seconds} s; between the hosts UDP port 4791 has to be open, which is RoCE's"
+    )]
+    Silent {
+        /// How long was waited.
+        seconds: u64,
+    },
     /// Guest RAM of this host cannot be registered.
     #[error("guest memory cannot be registered here")]
     Register(#[source] Arc<VerbsError>),

@@ -31,8 +31,8 @@ pub trait Fabric: Debug + Send + Sync {
     /// What the device says.
     fn domain(&self, device: &str) -> Result<Arc<dyn Domain>, VerbsError>;
 
-    /// Why this process cannot register so many bytes, if so.
-    fn reason_against_locking(&self, bytes: u64) -> Option<Reason>;
+    /// Why this process cannot register so many bytes with that device, if so.
+    fn reason_against_locking(&self, device: &str, bytes: u64) -> Option<Reason>;
 }
 
 /// A port of a device, and one of its addresses.
@@ -100,7 +100,7 @@ pub struct Connection {
     pub received: Arc<dyn Completions>,
 }
 
-/// A request of one segment.
+/// A request of one segment, or of no bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Request {
     /// The number that its completion has.
@@ -108,7 +108,7 @@ pub struct Request {
     /// What is to be done.
     pub operation: SendOperation,
     /// With what.
-    pub segment: Segment,
+    pub segment: Option<Segment>,
     /// Whether its success is completed too.
     pub signalled: bool,
 }

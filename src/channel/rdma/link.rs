@@ -8,11 +8,17 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::fabric::{Access, Domain, Port, QueuePair, Region, Request, Segment, VerbsError};
+use super::fabric::{
+    Access, Completions, Domain, Port, QueuePair, Region, Request, Segment, SendOperation, VerbsError,
+};
 use super::{RdmaError, SLOT_BYTES};
 use crate::channel::tcp::tune;
 use crate::channel::{Carrier, ChannelError, ChannelLink};
 use crate::memory::{HugePages, Mapping};
+use crate::sys::verbs::Status;
+
+/// How long the first packet of a queue pair may take, there and back.
+const ANSWERED_WITHIN: Duration = Duration::from_secs(3);
 
 /// A channel's queue pair and connection.
 #[derive(Debug)]
@@ -171,6 +177,32 @@ pub(super) fn wait<const N: usize>(
             Err(rustix::io::Errno::INTR) => {}
             Err(errno) => return Err(ChannelError::Receive(errno.into())),
         }
+    }
+}
+
+/// Has a packet go to the peer and be answered, which writes nothing. Queue pairs connect without a packet, so that otherwise the
+/// first round would find out that the network drops them.
+pub(super) fn try_out(link: &RdmaLink, sent: &dyn Completions) -> Result<(), ChannelError> {
+    let failed = |cause| link.device_error(cause);
+    let nothing = SendOperation::Write { address: 0, key: 0, immediate: None };
+    link.post_send(&[Request { id: 0, operation: nothing, segment: None, signalled: true }])?;
+    let deadline = Instant::now() + ANSWERED_WITHIN;
+    let mut completions = Vec::new();
+    loop {
+        // What completed before it was armed makes no event.
+        sent.arm().map_err(failed)?;
+        sent.poll(&mut completions).map_err(failed)?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        match completions.first().map(|done| done.status) {
+            Some(Status::SUCCESS) => return Ok(()),
+            Some(status) => return Err(RdmaError::Work(status).into()),
+            None if left.is_zero() => {
+                return Err(RdmaError::Silent { seconds: ANSWERED_WITHIN.as_secs() }.into());
+            }
+            None => {}
+        }
+        wait([sent.event_descriptor()], left)?;
+        sent.take_events().map_err(failed)?;
     }
 }
 

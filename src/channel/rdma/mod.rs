@@ -22,8 +22,6 @@ mod source;
 
 #[cfg(test)]
 pub(crate) mod emulated;
-#[cfg(test)]
-mod tests;
 
 pub use destination::accept;
 pub use error::RdmaError;

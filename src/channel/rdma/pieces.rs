@@ -139,7 +139,7 @@ impl Pieces {
     }
 
     /// The pieces whose bits are set; `None` when there is none of such a number.
-    pub(super) fn from_map(&self, map: &[u8]) -> Option<Vec<u32>> {
+    pub(super) fn in_map(&self, map: &[u8]) -> Option<Vec<u32>> {
         let set = |bit: &u32| map[*bit as usize / 8] >> (bit % 8) & 1 == 1;
         let found: Vec<u32> = (0..map.len() as u32 * 8).filter(set).collect();
         found.last().is_none_or(|last| *last < self.count()).then_some(found)
@@ -204,7 +204,7 @@ mod tests {
             let with: BTreeSet<u32> = touched.iter().map(|page| of_page[*page as usize].0 as u32).collect();
             let found = pieces.with_pages(&pages);
             prop_assert_eq!(&found, &with.into_iter().collect::<Vec<_>>());
-            prop_assert_eq!(pieces.from_map(&pieces.to_map(&found)), Some(found));
+            prop_assert_eq!(pieces.in_map(&pieces.to_map(&found)), Some(found));
         }
     }
 
@@ -221,9 +221,9 @@ mod tests {
     #[test]
     fn a_map_that_names_what_is_not_there_is_refused() {
         let pieces = Pieces::with_piece_bytes(&layout(&[9]), PAGE_SIZE).unwrap();
-        assert_eq!(pieces.from_map(&[0, 1]), Some(vec![8]));
-        assert_eq!(pieces.from_map(&[0, 2]), None);
-        assert_eq!(pieces.from_map(&[0, 0, 1]), None);
-        assert_eq!(pieces.from_map(&[]), Some(vec![]));
+        assert_eq!(pieces.in_map(&[0, 1]), Some(vec![8]));
+        assert_eq!(pieces.in_map(&[0, 2]), None);
+        assert_eq!(pieces.in_map(&[0, 0, 1]), None);
+        assert_eq!(pieces.in_map(&[]), Some(vec![]));
     }
 }

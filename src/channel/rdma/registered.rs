@@ -87,7 +87,7 @@ impl RdmaMemory {
             Some(_) => return Err(RdmaError::Pieces(pieces.piece_bytes())),
             None => {
                 let needed = pieces.bytes_of(wanted) * (devices.by_name.len() as u64 + 1);
-                if let Some(reason) = self.fabric.reason_against_locking(needed) {
+                if let Some(reason) = self.fabric.reason_against_locking(device, needed) {
                     return Err(RdmaError::Absent(reason));
                 }
                 let domain = self.fabric.domain(device).map_err(RdmaError::device(device))?;
@@ -109,12 +109,14 @@ impl RdmaMemory {
         Ok(registered)
     }
 
-    /// Forgets a device that does not work any more, so that it is opened anew the next time. Its channels keep what they have.
+    /// Forgets a device that no channel uses, so that it is opened anew the next time: it may have gone and come back.
     pub(super) fn forget(&self, device: &str) {
-        let forgotten = self.devices.lock().unwrap_or_else(PoisonError::into_inner).by_name.remove(device);
-        if let Some(registered) = forgotten {
-            registered.stop();
-        }
+        let forgotten = {
+            let mut devices = self.devices.lock().unwrap_or_else(PoisonError::into_inner);
+            let unused = devices.by_name.get(device).is_some_and(|known| Arc::strong_count(known) == 1);
+            unused.then(|| devices.by_name.remove(device)).flatten()
+        };
+        drop(forgotten);
     }
 
     /// How many bytes are registered now, over all devices.

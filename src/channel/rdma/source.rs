@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::fabric::{
     Access, Completion, Completions, Connection, Depths, Port, Region, Remote, Request, SendOperation,
 };
-use super::link::{RdmaLink, Slots, connection, wait};
+use super::link::{RdmaLink, Slots, connection, try_out, wait};
 use super::pieces::Pieces;
 use super::posting::Posting;
 use super::registered::{RdmaMemory, Registered};
@@ -91,6 +91,7 @@ fn open_on(
         queue_pair.receive_from(port.number, &remote, &retries, false)?;
         queue_pair.send_from(packet, &retries)
     })?;
+    try_out(&link, &*sent)?;
     let frames = frames.min(FRAMES);
     let slots = Slots::new(&*registered.domain, frames, Access::LocalRead)?;
     tracing::info!(
@@ -292,7 +293,7 @@ impl RdmaSource {
             let segment = self.local(part.piece)?.segment(part.offset, part.bytes as u32);
             let segment = segment.map_err(|cause| self.shared.link.device_error(cause))?;
             let operation = SendOperation::Write { address: address + part.offset, key, immediate: None };
-            self.requests.push(Request { id: 0, operation, segment, signalled: false });
+            self.requests.push(Request { id: 0, operation, segment: Some(segment), signalled: false });
             if self.requests.len() >= POST_AT_ONCE.min(self.depth as usize) {
                 self.post()?;
             }
@@ -342,7 +343,7 @@ impl RdmaSource {
         let segment = self.slots.write(frame, &self.head);
         let segment = segment.map_err(|cause| self.shared.link.device_error(cause))?;
         let operation = SendOperation::Send { immediate: None };
-        self.requests.push(Request { id: 0, operation, segment, signalled: false });
+        self.requests.push(Request { id: 0, operation, segment: Some(segment), signalled: false });
         self.post()
     }
 

@@ -1,5 +1,6 @@
 //! The source's loop: takes an event, tells the machine, performs what the machine says.
 
+mod events;
 mod progress;
 
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use crate::guest::{Guest, GuestError};
 use crate::memory::GuestMemory;
 use crate::memory::snapshot::MemoryDigest;
 use crate::migration::handover::{Outcome, SourceRecord};
-use crate::migration::source::{PhaseName, PlacedStats, Source, SourceAction, SourceConfig, SourceInput};
+use crate::migration::source::{Source, SourceAction, SourceConfig, SourceInput};
 use crate::pageset::PageSet;
 use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::mode::{self, Capabilities, Resolved, TransferMode};
@@ -30,8 +31,6 @@ use crate::wire::preamble::{MigrationId, Secret};
 
 /// How often the observer is told.
 const TICK: Duration = Duration::from_millis(100);
-/// How long a destination that takes no channels is listened to: why does it not?
-const LAST_WORD: Duration = Duration::from_millis(200);
 /// How long one question about a token may take; the next comes soon enough.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -194,82 +193,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         }
     }
 
-    fn session_event(&mut self, event: SessionEvent) {
-        match event {
-            SessionEvent::Placed { round, stats } => {
-                if let (PhaseName::StopAndCopy, Some(session)) = (self.machine.phase(), &self.session) {
-                    session.rest();
-                }
-                self.downtime.mark("the last pages are placed");
-                self.tell(SourceInput::Placed(
-                    round,
-                    PlacedStats {
-                        pages: stats.pages,
-                        zero_pages: stats.zero_pages,
-                        bytes: stats.payload_bytes,
-                        wire_bytes: stats.wire_bytes,
-                    },
-                ));
-            }
-            SessionEvent::ChannelLost { channel, path, cause } => {
-                // It was closed from here for that.
-                let down = self.links.is_down(&path);
-                let why = if down { "the interface is down".to_owned() } else { chain(&cause) };
-                self.warn(format!("channel {channel} on {path} was lost, the others carry on: {why}"));
-            }
-            SessionEvent::ChannelReturned { channel, path, after } => {
-                self.warn(format!(
-                    "channel {channel} on {path} is open again, after {:.1} s",
-                    after.as_secs_f64()
-                ));
-            }
-            SessionEvent::CarrierChanged { to, reason } => {
-                tracing::info!(migration = %self.id, mode = to.name(), reason, "another mode carries the pages");
-                self.warn(reason);
-            }
-            SessionEvent::PathLeftOut { path, reason } => {
-                self.warn(format!("{path} takes no part while RDMA carries the pages: {reason}"));
-            }
-            SessionEvent::Failed { cause: cause @ SessionError::AllChannelsLost { .. }, owed } => {
-                let down = self.links.down();
-                let why = if down.is_empty() { chain(&cause) } else { format!("down: {}", down.join(", ")) };
-                self.tell(SourceInput::Failed(format!(
-                    "the last channel is lost with {} pages on their way: {why}",
-                    owed.len()
-                )));
-            }
-            SessionEvent::Failed { cause, .. } => self.tell(SourceInput::Failed(chain(&cause))),
-        }
-    }
-
-    fn link_event(&mut self, event: LinkEvent) {
-        match event {
-            LinkEvent::Message(bytes) => match Message::decode(&bytes) {
-                Ok(message) => {
-                    match message {
-                        Message::Ready(_) => self.downtime.mark("the destination loads the state"),
-                        Message::Running(_) => self.downtime.mark("the destination starts the guest"),
-                        _ => {}
-                    }
-                    self.tell(SourceInput::Message(message));
-                }
-                // After Commit this is doubt, before it the end: the machine knows which.
-                Err(error) => {
-                    let what = format!("it sent what is no message: {}", chain(&error));
-                    self.tell(SourceInput::Violation(what));
-                }
-            },
-            LinkEvent::Interrupted { cause } => {
-                self.warn(format!(
-                    "the control connection was interrupted and is being taken up again: {}",
-                    chain(&cause)
-                ));
-            }
-            LinkEvent::Resumed { path } => self.warn(format!("the control connection goes on over {path}")),
-            LinkEvent::Lost { cause } => self.tell(SourceInput::LinkLost(chain(&cause))),
-        }
-    }
-
     fn warn(&mut self, warning: String) {
         tracing::warn!(migration = %self.id, "{warning}");
         // A question that goes unanswered every half second is one warning.
@@ -414,17 +337,6 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
         tracing::info!(migration = %self.id, mode = resolved.used.name(), reason = resolved.reason, "channels are open");
         self.resolved = Some(resolved);
         Ok(())
-    }
-
-    /// A destination that gives up takes no channels, and says why on the link. That the link is lost too says less than that no
-    /// channel opens.
-    fn hear_why(&mut self) {
-        let until = Instant::now() + LAST_WORD;
-        while self.machine.phase() == PhaseName::SetUp
-            && let Ok(event @ LinkEvent::Message(_)) = self.link_events.recv_deadline(until)
-        {
-            self.link_event(event);
-        }
     }
 
     fn start_tracking(&mut self) -> Result<PageSet, GuestError> {

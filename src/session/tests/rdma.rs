@@ -348,6 +348,23 @@ fn where_rdma_is_not_to_be_had_tcp_carries_everything_and_says_why() {
     }
 }
 
+#[test]
+fn a_network_that_drops_packets_of_rdma_is_found_out_before_a_round() {
+    let mut rails = Rails::new();
+    let all = rails.scribble(300);
+    rails.network.hold(RAILS[0]);
+    rails.network.cut(RAILS[1]);
+    let (session, events) = rails.open(&rails.paths(), 2);
+    let (to, reason) = changed(&events);
+    assert!(
+        to == TransferMode::Tcp && reason.contains("no packet of RDMA was answered within 3 s"),
+        "{reason}"
+    );
+    rails.round(&session, &events, 0, all);
+    assert_eq!(carriers(&session), [(TransferMode::Tcp, true); 2]);
+    rails.close(session);
+}
+
 /// Stale writes: a wire that keeps what was posted for longer than the channel lives.
 #[test]
 fn what_a_lost_channel_still_has_under_way_never_lands() {
@@ -355,8 +372,8 @@ fn what_a_lost_channel_still_has_under_way_never_lands() {
     let all = rails.scribble(2000);
     let (sender, events) = unbounded();
     let options = SourceOptions { cut: Some((1, 1)), ..rails.options(&rails.paths(), 2) };
-    rails.network.hold(RAILS[1]);
     let session = SourceSession::open(options, sender).unwrap();
+    rails.network.hold(RAILS[1]);
     session.set_batch_pages(8);
     session.place(RoundId(0), all);
     placed(&events);

@@ -35,6 +35,21 @@ pub(super) struct Context {
     pub(super) ops: ContextOps,
     pub(super) cmd_fd: c_int,
     pub(super) async_fd: c_int,
+    pub(super) num_comp_vectors: c_int,
+    pub(super) mutex: libc::pthread_mutex_t,
+    /// All ones where [`Extension`] is in front of this.
+    pub(super) abi_compat: *mut c_void,
+}
+
+/// What is in front of the context in `struct verbs_context`, from the one function on that is used here. More is in front of
+/// that, and `sz` says whether this is.
+#[repr(C)]
+pub(super) struct Extension {
+    pub(super) query_device_ex:
+        Option<unsafe extern "C" fn(*mut Context, *const c_void, *mut DeviceAttrEx, usize) -> c_int>,
+    between: [usize; 11],
+    /// Bytes of the whole.
+    pub(super) sz: usize,
 }
 
 /// `struct ibv_pd`, never looked into.
@@ -110,6 +125,25 @@ pub(super) struct DeviceAttr {
     pub(super) max_pkeys: u16,
     pub(super) local_ca_ack_delay: u8,
     pub(super) phys_port_cnt: u8,
+}
+
+/// `struct ibv_odp_caps`: what can be done with memory that is paged on demand.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct OdpCaps {
+    pub(super) general_caps: u64,
+    pub(super) rc_odp_caps: u32,
+    pub(super) uc_odp_caps: u32,
+    pub(super) ud_odp_caps: u32,
+}
+
+/// The beginning of `struct ibv_device_attr_ex`, see ibv_query_device_ex(3). The library is told how long it is.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct DeviceAttrEx {
+    pub(super) orig_attr: DeviceAttr,
+    pub(super) comp_mask: u32,
+    pub(super) odp_caps: OdpCaps,
 }
 
 /// `struct ibv_port_attr`, see ibv_query_port(3).
@@ -337,6 +371,9 @@ constants! {
     IBV_ACCESS_LOCAL_WRITE = 1;
     IBV_ACCESS_REMOTE_WRITE = 1 << 1;
     IBV_ACCESS_ON_DEMAND = 1 << 6;
+    IBV_ODP_SUPPORT = 1;
+    IBV_ODP_SUPPORT_SEND = 1;
+    IBV_ODP_SUPPORT_WRITE = 1 << 2;
     IBV_QPT_RC = 2;
     IBV_QPS_RESET = 0;
     IBV_QPS_INIT = 1;

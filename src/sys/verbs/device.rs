@@ -178,6 +178,8 @@ pub struct DeviceLimits {
     pub completion_queues: u32,
     /// Entries of a completion queue.
     pub completions: u32,
+    /// Whether memory need not be resident to be sent from and written to over a reliable connection.
+    pub on_demand_paging: bool,
 }
 
 /// Whether a port can be used.
@@ -327,6 +329,7 @@ impl Context {
             segments: count(raw.max_sge),
             completion_queues: count(raw.max_cq),
             completions: count(raw.max_cqe),
+            on_demand_paging: self.has_on_demand_paging(),
         })
     }
 

@@ -31,7 +31,9 @@ fn layout() -> String {
     );
     structure!(text, prefix Device = "struct ibv_device" { node_type, transport_type, name, dev_name });
     structure!(text, ContextOps = "struct ibv_context_ops" { poll_cq, req_notify_cq, post_send, post_recv });
-    structure!(text, prefix Context = "struct ibv_context" { device, ops, cmd_fd, async_fd });
+    structure!(text, Context = "struct ibv_context" {
+        device, ops, cmd_fd, async_fd, num_comp_vectors, mutex, abi_compat,
+    });
     structure!(text, prefix Pd = "struct ibv_pd" { context });
     structure!(text, Mr = "struct ibv_mr" { context, pd, addr, length, handle, lkey, rkey });
     structure!(text, prefix CompChannel = "struct ibv_comp_channel" { context, fd });
@@ -41,6 +43,19 @@ fn layout() -> String {
         fw_ver, node_guid, sys_image_guid, max_mr_size, page_size_cap, vendor_id, vendor_part_id, hw_ver, max_qp, max_qp_wr,
         device_cap_flags, max_sge, max_sge_rd, max_cq, max_cqe, max_mr, max_pd, max_pkeys, local_ca_ack_delay, phys_port_cnt,
     });
+    structure!(text, prefix DeviceAttrEx = "struct ibv_device_attr_ex" { orig_attr, comp_mask, odp_caps });
+    structure!(text, OdpCaps = "struct ibv_odp_caps" {
+        general_caps, rc_odp_caps = "per_transport_caps.rc_odp_caps", uc_odp_caps = "per_transport_caps.uc_odp_caps",
+        ud_odp_caps = "per_transport_caps.ud_odp_caps",
+    });
+    // It grows at its beginning, so that what holds is how far in front of the context something is.
+    for (field, offset) in [
+        ("query_device_ex", offset_of!(abi::Extension, query_device_ex)),
+        ("sz", offset_of!(abi::Extension, sz)),
+    ] {
+        let distance = size_of::<abi::Extension>() - offset;
+        writeln!(text, "before struct verbs_context {field} context {distance}").unwrap();
+    }
     structure!(text, prefix PortAttr = "struct ibv_port_attr" {
         state, max_mtu, active_mtu, gid_tbl_len, port_cap_flags, max_msg_sz, bad_pkey_cntr, qkey_viol_cntr, pkey_tbl_len, lid,
         sm_lid, lmc, max_vl_num, sm_sl, subnet_timeout, init_type_reply, active_width, active_speed, phys_state, link_layer,

@@ -56,6 +56,24 @@ impl Access {
     }
 }
 
+/// Where registered memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Residence {
+    /// In memory, locked.
+    Locked,
+    /// Where the kernel likes; the device faults it in. For devices that can ([`super::DeviceLimits::on_demand_paging`]).
+    OnDemand,
+}
+
+impl Residence {
+    fn flag(self) -> u32 {
+        match self {
+            Self::Locked => 0,
+            Self::OnDemand => abi::IBV_ACCESS_ON_DEMAND,
+        }
+    }
+}
+
 impl ProtectionDomain {
     /// A new domain of a device: ibv_alloc_pd(3).
     ///
@@ -68,7 +86,7 @@ impl ProtectionDomain {
         Ok(Arc::new(Self { context: Arc::clone(context), raw }))
     }
 
-    /// Registers a range of guest RAM, which lies in one of the mappings: ibv_reg_mr(3). It becomes resident and stays so until the region is dropped; where it
+    /// Registers a range of guest RAM, which lies in one of the mappings: ibv_reg_mr(3). Locked, it becomes resident and stays so until the region is dropped; where it
     /// was not, that takes as long as touching it.
     ///
     /// # Errors
@@ -83,6 +101,7 @@ impl ProtectionDomain {
         offset: u64,
         bytes: u64,
         access: Access,
+        residence: Residence,
     ) -> Result<MemoryRegion, VerbsError> {
         let mapping = &mappings[which];
         if offset.checked_add(bytes).is_none_or(|end| end > mapping.bytes()) {
@@ -97,7 +116,12 @@ impl ProtectionDomain {
         // SAFETY: the range is mapped, and stays so: the region keeps the mapping until it is deregistered. The device's
         // accesses are like the guest's, to memory that has no Rust reference.
         let raw = unsafe {
-            (self.context.library.reg_mr)(self.raw.as_ptr(), start.cast(), length, access.flags() as i32)
+            (self.context.library.reg_mr)(
+                self.raw.as_ptr(),
+                start.cast(),
+                length,
+                (access.flags() | residence.flag()) as i32,
+            )
         };
         let raw = NonNull::new(raw)
             .ok_or_else(|| VerbsError::Register { bytes, source: io::Error::last_os_error() })?;

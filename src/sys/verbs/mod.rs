@@ -16,6 +16,7 @@ mod error;
 mod layout;
 mod library;
 mod memory;
+mod on_demand;
 mod queue_pair;
 mod work;
 
@@ -26,6 +27,6 @@ pub use device::{
 };
 pub use error::VerbsError;
 pub use library::LIBRARY;
-pub use memory::{Access, MemoryRegion, ProtectionDomain};
+pub use memory::{Access, MemoryRegion, ProtectionDomain, Residence};
 pub use queue_pair::{Depths, QueuePair, QueuePairState, Remote, Retries};
 pub use work::{ReceiveBatch, Segment, SendBatch, SendOperation};

@@ -29,7 +29,7 @@ fn host(name: &str, last: u8) -> HostFacts {
         offers: vec![offer(1), offer(2)],
         memory: MemoryFacts { available: 8 * GIB, cgroup_left: None, memlock: None, promised: 0 },
         why_no_kvm: None,
-        no_rdma: Some("no device".into()),
+        no_rdma: None,
         processor: "AuthenticAMD EPYC".into(),
         free_incoming: 2,
         max_incoming: 2,
@@ -291,9 +291,9 @@ fn every_check_at_the_source_that_does_not_pass_says_what_and_what_to_do() {
             ],
         ),
         (
-            |case| case.mode = TransferMode::Rdma,
+            |case| (case.mode, case.theirs.no_rdma) = (TransferMode::Rdma, Some("no device".into())),
             &[
-                "Note mode: rdma is asked for; this host has no RDMA (no device), so tcp is used | nothing to do; ask \
+                "Note mode: rdma is asked for; the destination has no RDMA (no device), so tcp is used | nothing to do; ask \
                for another mode to be rid of this note",
             ],
         ),

@@ -4,8 +4,10 @@
 //! runs are addresses on both sides. Its three parts at the source belong to different threads: [`ChannelSource`] pushes,
 //! [`ChannelReceipts`] waits for what the destination confirms, and [`ChannelLink`] can cut it off at any time.
 
+mod frames;
 #[cfg(feature = "rdma")]
 pub mod rdma;
+pub mod sealed;
 pub mod tcp;
 mod tcp_destination;
 mod tcp_source;
@@ -93,8 +95,10 @@ pub trait ChannelLink: Send + Sync + std::fmt::Debug {
 /// What carries the pages of a channel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Carrier {
-    /// A TCP connection.
+    /// A TCP connection, as it is.
     Tcp,
+    /// A TCP connection whose bytes are encrypted.
+    Sealed,
     /// An RDMA queue pair.
     Rdma {
         /// The device of this end, such as `mlx5_0`.
@@ -104,6 +108,14 @@ pub enum Carrier {
         /// The address that it uses.
         gid: Ipv6Addr,
     },
+}
+
+impl Carrier {
+    /// Whether nobody on the way can read the pages.
+    #[must_use]
+    pub fn is_encrypted(&self) -> bool {
+        matches!(self, Self::Sealed)
+    }
 }
 
 /// A channel that was just opened at the source.

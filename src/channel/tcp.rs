@@ -13,8 +13,9 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, sockopt};
 
+use super::frames::{FrameLink, Receipts, fill, judge};
 use super::tcp_destination::TcpReceiver;
-use super::tcp_source::{TcpReceipts, TcpSource};
+use super::tcp_source::TcpSource;
 use super::{AcceptedChannel, Carrier, ChannelError, ChannelLink, OpenChannel};
 use crate::memory::GuestMemory;
 use crate::sys::socket::{bind_to_interface, interface_with, set_largest_segment};
@@ -166,7 +167,7 @@ pub fn open(
     let link = Arc::new(TcpLink::new(stream, options.link_timeout)?);
     let sent = Arc::new(AtomicU64::new(0));
     let source = TcpSource::new(link.clone(), memory, sent.clone(), options.zero_copy);
-    let receipts = TcpReceipts::new(link.clone(), sent);
+    let receipts = Receipts::new(link.clone(), sent);
     Ok(OpenChannel { source: Box::new(source), receipts: Box::new(receipts), link })
 }
 
@@ -200,23 +201,6 @@ impl TcpLink {
         Ok(Self { stream, local, remote, timeout })
     }
 
-    /// Fills `into`. Where a frame may begin (`between_frames`) the peer may be silent for as long as its machine lives, and
-    /// may close.
-    pub(super) fn read(&self, into: &mut [u8], between_frames: bool) -> Result<(), ChannelError> {
-        let expected = into.len() as u64;
-        let mut got = 0;
-        while got < into.len() {
-            match (&self.stream).read(&mut into[got..]) {
-                Ok(0) if got == 0 && between_frames => return Err(ChannelError::Closed),
-                Ok(0) => return Err(ChannelError::CutShort { got: got as u64, expected }),
-                Ok(bytes) => got += bytes,
-                Err(error) if got == 0 && between_frames && is_timeout(&error) => {}
-                Err(error) => self.judge(error, got as u64, expected)?,
-            }
-        }
-        Ok(())
-    }
-
     /// Waits until the socket's low water mark is reached, or the peer has closed.
     pub(super) fn wait_readable(&self, got: u64, expected: u64) -> Result<(), ChannelError> {
         match wait_ready(&self.stream, PollFlags::IN, self.timeout) {
@@ -228,19 +212,14 @@ impl TcpLink {
 
     /// Whether to try again after an error within a frame.
     pub(super) fn judge(&self, error: io::Error, got: u64, expected: u64) -> Result<(), ChannelError> {
-        if error.kind() == io::ErrorKind::Interrupted {
-            return Ok(());
-        }
-        if is_timeout(&error) {
-            return Err(ChannelError::Stalled { got, expected, seconds: self.timeout.as_secs() });
-        }
-        Err(ChannelError::Receive(error))
+        judge(error, got, expected, self.timeout)
     }
 }
 
-fn is_timeout(error: &io::Error) -> bool {
-    // What SO_RCVTIMEO gives, see socket(7).
-    error.kind() == io::ErrorKind::WouldBlock
+impl FrameLink for TcpLink {
+    fn read(&self, into: &mut [u8], between_frames: bool) -> Result<(), ChannelError> {
+        fill(|into| (&self.stream).read(into), into, between_frames, self.timeout)
+    }
 }
 
 impl ChannelLink for TcpLink {

@@ -5,62 +5,39 @@ use std::io::{self, Write};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::frames::Frames;
 use super::tcp::TcpLink;
-use super::{Arrival, Arrived, ChannelError, ChannelReceiver};
+use super::{Arrived, ChannelError, ChannelReceiver};
 use crate::memory::GuestMemory;
 use crate::sys::scatter::{self, MemorySlice};
 use crate::sys::socket::set_receive_low_water;
 use crate::units::{PAGE_SIZE, Run};
-use crate::wire::data::{FrameError, FrameKind, HEADER_BYTES, Header, Receipt};
+use crate::wire::data::Receipt;
 
 /// Within a payload the thread is woken for this much at a time, not for each segment. On a loopback that saves a third of the
 /// source's CPU time, since there the sender does the waking, and some of the destination's; four times as much stalls at times.
 const WAKE_BYTES: u64 = 256 << 10;
 
 pub(super) struct TcpReceiver {
+    placer: Placer,
+    frames: Frames,
+}
+
+/// Puts the pages of raw frames into memory.
+struct Placer {
     link: Arc<TcpLink>,
     memory: GuestMemory,
-    /// The number of the last frame.
-    sequence: u64,
-    table: Vec<u8>,
-    runs: Vec<Run>,
-    packed: Vec<u8>,
     /// What the socket's low water mark is.
     wake_at: Cell<u64>,
 }
 
 impl TcpReceiver {
     pub(super) fn new(link: Arc<TcpLink>, memory: GuestMemory) -> Self {
-        Self {
-            link,
-            memory,
-            sequence: 0,
-            table: Vec::new(),
-            runs: Vec::new(),
-            packed: Vec::new(),
-            wake_at: Cell::new(1),
-        }
+        Self { placer: Placer { link, memory, wake_at: Cell::new(1) }, frames: Frames::default() }
     }
+}
 
-    fn read_header(&mut self) -> Result<Header, ChannelError> {
-        let mut bytes = [0; HEADER_BYTES];
-        self.link.read(&mut bytes, true)?;
-        let header = Header::decode(&bytes).map_err(ChannelError::Frame)?;
-        let expected = self.sequence + 1;
-        if header.sequence != expected {
-            let wrong = FrameError::Sequence { got: header.sequence, expected };
-            return Err(ChannelError::Frame(wrong));
-        }
-        self.sequence = expected;
-        Ok(header)
-    }
-
-    /// Reads the table that a header announces: at most 12 KiB, which the header's decoding has seen to.
-    fn read_table(&mut self, header: &Header) -> Result<(), ChannelError> {
-        self.table.resize(header.table_bytes(), 0);
-        self.link.read(&mut self.table, false)
-    }
-
+impl Placer {
     /// Lets the kernel wake this thread for that many bytes. Only a matter of speed, so a refusal is no error.
     fn wake_at(&self, bytes: u64) {
         if self.wake_at.replace(bytes) != bytes {
@@ -69,10 +46,10 @@ impl TcpReceiver {
     }
 
     /// Answers how long it took to put them into memory.
-    fn receive_pages(&self, pages: u64) -> Result<Duration, ChannelError> {
+    fn receive_pages(&self, runs: &[Run], pages: u64) -> Result<Duration, ChannelError> {
         let expected = pages * PAGE_SIZE;
         let mut slices: Vec<MemorySlice<'_>> =
-            self.runs.iter().flat_map(|run| self.memory.memory_slices(*run)).collect();
+            runs.iter().flat_map(|run| self.memory.memory_slices(*run)).collect();
         let (mut got, mut placing) = (0, Duration::ZERO);
         while !slices.is_empty() {
             self.wake_at((expected - got).min(WAKE_BYTES));
@@ -98,41 +75,17 @@ impl TcpReceiver {
 
 impl ChannelReceiver for TcpReceiver {
     fn next(&mut self, about_to_place: &mut dyn FnMut(&[Run])) -> Result<Arrived<'_>, ChannelError> {
-        let header = self.read_header()?;
-        if header.kind == FrameKind::Written {
-            return Err(ChannelError::Frame(FrameError::Misplaced));
-        }
-        self.read_table(&header)?;
-        let head_bytes = (HEADER_BYTES + self.table.len()) as u64;
-        let wire_bytes = head_bytes + u64::from(header.payload_bytes);
-        let mut placing = Duration::ZERO;
-        let arrived = |placing, what| Ok(Arrived { sequence: header.sequence, wire_bytes, placing, what });
-        if let FrameKind::Barrier(barrier) = header.kind {
-            return arrived(placing, Arrival::Barrier { barrier, fenced: header.decode_fenced(&self.table) });
-        }
-        let pages = header
-            .decode_runs(&self.table, self.memory.layout(), &mut self.runs)
-            .map_err(ChannelError::Frame)?;
-        match header.kind {
-            FrameKind::Zero => return arrived(placing, Arrival::Zeros { runs: &self.runs, pages }),
-            FrameKind::Zstd => {
-                self.packed.resize(header.payload_bytes as usize, 0);
-                self.link.read(&mut self.packed, false)?;
-                about_to_place(&self.runs);
-                return arrived(placing, Arrival::Packed { runs: &self.runs, pages, packed: &self.packed });
-            }
-            FrameKind::Raw | FrameKind::Barrier(_) | FrameKind::Written => {}
-        }
-        about_to_place(&self.runs);
-        placing = self.receive_pages(pages)?;
-        arrived(placing, Arrival::Placed { pages })
+        let Self { placer, frames } = self;
+        frames.next(&*placer.link, &placer.memory, about_to_place, |runs, pages| {
+            placer.receive_pages(runs, pages)
+        })
     }
 
     fn confirm(&mut self, receipt: &Receipt) -> Result<(), ChannelError> {
         let bytes = receipt.encode();
         let mut rest = &bytes[..];
         while !rest.is_empty() {
-            match (&self.link.stream).write(rest) {
+            match (&self.placer.link.stream).write(rest) {
                 Ok(0) => return Err(ChannelError::Send(io::ErrorKind::WriteZero.into())),
                 Ok(written) => rest = &rest[written..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

@@ -14,15 +14,12 @@ use rustix::net::{SendFlags, send};
 use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice};
 
 use super::tcp::TcpLink;
-use super::{ChannelError, ChannelReceipts, ChannelSource, Pushed};
+use super::{ChannelError, ChannelSource, Pushed};
 use crate::memory::GuestMemory;
 use crate::sys::scatter::{self, MemorySlice};
 use crate::sys::socket::unacknowledged_bytes;
 use crate::units::{PAGE_SIZE, RoundId, Run};
-use crate::wire::data::{
-    BarrierId, ChannelId, FrameKind, MAX_BATCH_PAGES, RECEIPT_BYTES, Receipt, ReceiptHeader, encode_barrier,
-    encode_pages,
-};
+use crate::wire::data::{BarrierId, ChannelId, FrameKind, MAX_BATCH_PAGES, encode_barrier, encode_pages};
 
 /// The largest pipe that is of use: a whole frame's payload, 4 MiB.
 const PIPE_BYTES: usize = (MAX_BATCH_PAGES * PAGE_SIZE) as usize;
@@ -173,33 +170,5 @@ impl ChannelSource for TcpSource {
 
     fn backlog(&self) -> Option<u64> {
         unacknowledged_bytes(&self.link.stream).ok()
-    }
-}
-
-pub(super) struct TcpReceipts {
-    link: Arc<TcpLink>,
-    sent: Arc<AtomicU64>,
-}
-
-impl TcpReceipts {
-    pub(super) fn new(link: Arc<TcpLink>, sent: Arc<AtomicU64>) -> Self {
-        Self { link, sent }
-    }
-}
-
-impl ChannelReceipts for TcpReceipts {
-    fn next(&mut self) -> Result<Receipt, ChannelError> {
-        let mut head = [0; RECEIPT_BYTES];
-        self.link.read(&mut head, true)?;
-        let header = ReceiptHeader::decode(&head).map_err(ChannelError::Frame)?;
-        let mut text = vec![0; header.text_bytes()];
-        self.link.read(&mut text, false)?;
-        match header.with_text(&text) {
-            Receipt::Error(text) => Err(ChannelError::Peer(text)),
-            Receipt::Placed(got) if got > self.sent.load(Ordering::Relaxed) => {
-                Err(ChannelError::ConfirmsTooMuch { got, sent: self.sent.load(Ordering::Relaxed) })
-            }
-            receipt => Ok(receipt),
-        }
     }
 }

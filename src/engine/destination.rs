@@ -11,6 +11,7 @@ use super::fault::FaultPlan;
 use super::observe::DestinationReport;
 use crate::guest::{Guest, GuestError};
 use crate::migration::handover::Arrival;
+use crate::session::encryption::Encryption;
 use crate::session::rdma::RdmaSupport;
 pub use crate::wire::control::Setup;
 use driver::Driver;
@@ -26,6 +27,8 @@ pub struct ReceiveOptions {
     pub fence_after: Duration,
     /// What this host has for RDMA; `None` looks at its devices.
     pub rdma: Option<RdmaSupport>,
+    /// What this host demands of the payload.
+    pub encryption: Encryption,
     /// Whether RAM at the pause is digested, to be compared with the source's.
     pub digest_ram: bool,
     /// Stops it, also while it waits.
@@ -42,6 +45,7 @@ impl Default for ReceiveOptions {
             idle_after: Duration::from_secs(300),
             fence_after: Duration::from_secs(60),
             rdma: None,
+            encryption: Encryption::default(),
             digest_ram: false,
             cancel: CancelSignal::default(),
             faults: FaultPlan::default(),

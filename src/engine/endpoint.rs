@@ -32,6 +32,7 @@ pub struct Endpoint {
     /// `None` only while this value is dropped.
     listener: Option<Listener>,
     link_timeout: Duration,
+    takes_tls: bool,
     journal: Journal,
     shared: Arc<Shared>,
     arrivals: Receiver<(MigrationId, PendingLink)>,
@@ -92,7 +93,7 @@ impl Endpoint {
         options: ListenerOptions,
         journal: Journal,
     ) -> Result<Self, SessionError> {
-        let link_timeout = options.control.link_timeout;
+        let (link_timeout, takes_tls) = (options.control.link_timeout, !options.trust.is_insecure());
         let (sender, events) = unbounded();
         let listener = Listener::bind(addresses, options, sender)?;
         let (arrived, arrivals) = unbounded();
@@ -102,7 +103,8 @@ impl Endpoint {
             .name("pf-endpoint".into())
             .spawn(move || events.into_iter().for_each(|event| router.route(event)))
             .map_err(|cause| SessionError::Thread { what: "pf-endpoint".into(), cause })?;
-        Ok(Self { listener: Some(listener), link_timeout, journal, shared, arrivals, router: Some(thread) })
+        let listener = Some(listener);
+        Ok(Self { listener, link_timeout, takes_tls, journal, shared, arrivals, router: Some(thread) })
     }
 
     /// Where it listens.
@@ -118,6 +120,11 @@ impl Endpoint {
     /// After which time a silent channel counts as lost.
     pub(super) fn link_timeout(&self) -> Duration {
         self.link_timeout
+    }
+
+    /// Whether connections may come under TLS: the host has certificates.
+    pub(super) fn takes_tls(&self) -> bool {
+        self.takes_tls
     }
 
     pub(super) fn journal(&self) -> &Journal {

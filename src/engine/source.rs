@@ -19,6 +19,7 @@ use crate::migration::handover::Outcome;
 use crate::migration::source::Patience;
 use crate::session::caps::RateCaps;
 use crate::session::control::{ControlLink, ControlOptions, Opening};
+use crate::session::encryption::Encryption;
 use crate::session::mode::TransferMode;
 use crate::session::path::Path;
 use crate::session::rdma::RdmaSupport;
@@ -49,6 +50,8 @@ pub struct MigrateOptions {
     pub mode: TransferMode,
     /// What this host has for RDMA; `None` looks at its devices, when the mode asks for it.
     pub rdma: Option<RdmaSupport>,
+    /// What this host demands of the payload.
+    pub encryption: Encryption,
     /// The most bytes per second on the wire.
     pub rate_caps: RateCaps,
     /// When to stop and copy, and what to do when that does not come.
@@ -84,6 +87,7 @@ impl MigrateOptions {
             channels: 2,
             mode: TransferMode::Compression,
             rdma: None,
+            encryption: Encryption::default(),
             rate_caps: RateCaps::default(),
             limits: Limits::default(),
             patience: Patience::default(),

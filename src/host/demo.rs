@@ -18,6 +18,7 @@ use crate::host::progress::{Progress, ProgressState};
 use crate::host::report::Report;
 use crate::host::supervise::{HolderProcess, SuperviseError};
 use crate::memory::HugePages;
+use crate::session::RdmaTuning;
 use crate::units::Bytes;
 use account::Account;
 
@@ -187,7 +188,12 @@ fn move_spec(options: &DemoOptions, to: &HolderProcess) -> MoveSpec {
         name: "demo".into(),
         paths: own
             .zip(to.addresses())
-            .map(|(source, to)| MovePath { source: Some(source), destination: *to, interface: None })
+            .map(|(source, to)| MovePath {
+                source: Some(source),
+                destination: *to,
+                interface: None,
+                isolated: false,
+            })
             .collect(),
         answering: Vec::new(),
         channels: options.channels,
@@ -198,6 +204,8 @@ fn move_spec(options: &DemoOptions, to: &HolderProcess) -> MoveSpec {
         doubt_ms: u64::try_from(DOUBT.as_millis()).unwrap_or(u64::MAX),
         agreed: None,
         caps: Caps::default(),
+        requires_encryption: false,
+        rdma: RdmaTuning::default(),
         digest_ram: true,
         fault: None,
     }

@@ -46,6 +46,8 @@ pub struct ChannelReport {
     pub interface: Option<String>,
     /// The RDMA port at the source that carried its pages; `null` where TCP did.
     pub rdma: Option<RdmaPort>,
+    /// Whether its pages were encrypted on their way.
+    pub encrypted: bool,
     /// Bytes that the channel carried, headers included.
     pub bytes: u64,
 }
@@ -57,6 +59,7 @@ impl ChannelReport {
             remote: self.remote.clone(),
             interface: self.interface.clone(),
             rdma: self.rdma.clone(),
+            encrypted: self.encrypted,
             bytes: self.bytes,
             lost: false,
         }

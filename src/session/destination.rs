@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender;
 
+use super::encryption::Encryption;
 use super::error::SessionError;
 use super::lock;
 use super::mode::TransferMode;
@@ -95,6 +96,8 @@ pub(super) struct DestinationShared {
     written: Arc<WrittenPages>,
     /// Memory that RDMA may write.
     rdma: Exposed,
+    /// What this host demands of the payload.
+    encryption: Encryption,
     state: Mutex<State>,
     /// A channel finished, or is waiting at a barrier.
     quiet: Condvar,
@@ -131,7 +134,7 @@ impl Attached {
             bytes: self.bytes,
             alive: !self.finished,
             mode: match self.link.carrier() {
-                Carrier::Tcp => TransferMode::Tcp,
+                Carrier::Tcp | Carrier::Sealed => TransferMode::Tcp,
                 Carrier::Rdma { .. } => TransferMode::Rdma,
             },
             carrier: self.link.carrier(),
@@ -145,21 +148,25 @@ impl DestinationSession {
     #[must_use]
     pub fn new(memory: GuestMemory, migration: MigrationId, events: Sender<DestinationEvent>) -> Self {
         let rdma = RdmaSupport::off("this session takes none");
-        Self::with(memory, migration, TcpOptions::default().link_timeout, &rdma, events)
+        let (timeout, plain) = (TcpOptions::default().link_timeout, Encryption::default());
+        Self::with(memory, migration, timeout, &rdma, plain, events)
     }
 
-    /// As [`DestinationSession::new`], with another time after which a silent channel counts as lost, and RDMA where there is.
+    /// As [`DestinationSession::new`], with another time after which a silent channel counts as lost, RDMA where there is, and
+    /// payload in plain only where it may be.
     #[must_use]
     pub fn with(
         memory: GuestMemory,
         migration: MigrationId,
         link_timeout: Duration,
         rdma: &RdmaSupport,
+        encryption: Encryption,
         events: Sender<DestinationEvent>,
     ) -> Self {
         let written = Arc::new(WrittenPages::new(memory.layout().total_pages()));
         let shared = DestinationShared {
             rdma: Exposed::of(&memory, rdma, link_timeout, &written),
+            encryption,
             written,
             memory,
             migration,

@@ -73,6 +73,9 @@ pub enum SessionError {
     /// A path has no RDMA at this end.
     #[error("no RDMA: {0}")]
     NoRdma(String),
+    /// Payload on a path has to be encrypted, and cannot be.
+    #[error("no encryption: {0}")]
+    NoEncryption(String),
     /// A data channel was lost.
     #[error("the data channel with {remote} was lost")]
     ChannelLost {

@@ -2,6 +2,8 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+#[cfg(feature = "tls")]
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::error::SessionError;
@@ -36,13 +38,13 @@ pub(super) fn dial(
     Ok((stream, received))
 }
 
-/// Connects a data channel: in plain, for it carries guest RAM that no buffer of this program should hold.
+/// Connects a data channel in plain: it may carry guest RAM that no buffer of this program should hold.
 pub(super) fn dial_plain(
     path: &Path,
     preamble: &Preamble,
     timeout: Duration,
 ) -> Result<TcpStream, SessionError> {
-    dial(path, preamble, &PeerTrust::default(), timeout)?.0.into_plain().ok_or(SessionError::Ended)
+    dial(path, preamble, &PeerTrust::default(), timeout)?.0.into_plain().map_err(|_| SessionError::Ended)
 }
 
 #[cfg(feature = "tls")]
@@ -62,7 +64,7 @@ fn secure(
     let name = rustls::pki_types::ServerName::try_from(name)
         .map_err(|error| untrusted(format!("the name to look for in its certificate is none: {error}")))?;
     TlsStream::connect(socket, identity.client_config(), name, deadline)
-        .map(|stream| Stream::Tls(Box::new(stream)))
+        .map(|stream| Stream::Tls(Arc::new(stream)))
         .map_err(|error| untrusted(explain(&error)))
 }
 

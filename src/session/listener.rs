@@ -312,7 +312,7 @@ impl ListenerShared {
             (Ok(_), Trust::Insecure) => "it speaks TLS, and this host has no certificates".to_owned(),
             (Ok(_), Trust::Tls(identity)) => {
                 match TlsStream::accept(socket, identity.server_config(), deadline) {
-                    Ok(stream) => return Some(Stream::Tls(Box::new(stream))),
+                    Ok(stream) => return Some(Stream::Tls(Arc::new(stream))),
                     Err(error) => explain(&error),
                 }
             }
@@ -328,8 +328,8 @@ impl ListenerShared {
         Some(Stream::Plain(socket))
     }
 
-    /// Whether whoever is at the other end may come for this. Data channels come in plain, and show that they belong to a
-    /// migration; everything else comes from a host that has proved which one it is, where hosts do.
+    /// Whether whoever is at the other end may come for this. Data channels show that they belong to a migration, whose session
+    /// knows whether they may be plain; everything else comes from a host that has proved which one it is, where hosts do.
     fn may(&self, stream: &Stream, purpose: Purpose, remote: SocketAddr, deadline: Instant) -> bool {
         let data = matches!(purpose, Purpose::Data { .. } | Purpose::RdmaData { .. });
         let why = match stream {
@@ -338,12 +338,10 @@ impl ListenerShared {
                 "this host takes only hosts that prove who they are, by a certificate of its CA"
             }
             #[cfg(feature = "tls")]
-            Stream::Tls(stream) if !data => {
+            Stream::Tls(stream) => {
                 tracing::debug!(%remote, peer = stream.peer_name(), "a host has proved who it is");
                 return true;
             }
-            #[cfg(feature = "tls")]
-            Stream::Tls(_) => "data channels come without TLS",
         };
         self.refuse(stream, remote, RefusalCode::Untrusted, why, deadline);
         false

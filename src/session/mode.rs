@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use super::encryption::Encryption;
 use crate::wire::control::MAX_TEXT_BYTES;
 use crate::wire::{cut_text, shown_text};
 
@@ -62,23 +63,39 @@ pub struct Capabilities {
     pub compression: bool,
     /// Why it has no RDMA; `None` when it has. Empty when it does not say.
     pub no_rdma: Option<String>,
+    /// It takes data channels under TLS.
+    pub takes_tls: bool,
+    /// What it demands of the payload.
+    pub encryption: Encryption,
 }
 
 impl Capabilities {
     const COMPRESSION: &str = "zstd";
     const RDMA: &str = "rdma";
     const NO_RDMA: &str = "no rdma: ";
+    const TLS: &str = "tls";
+    const ENCRYPTED: &str = "encrypted";
+    const ISOLATED: &str = "isolated: ";
+    /// Of 64 names, the others leave room for so many; where a host has more, the others count as not isolated.
+    const MAX_ISOLATED: usize = 32;
 
     /// Those of this program on a host that has RDMA, or has not for this reason.
     #[must_use]
     pub fn with_rdma(no_rdma: Option<&str>) -> Self {
-        Self { compression: true, no_rdma: no_rdma.map(str::to_owned) }
+        Self { compression: true, no_rdma: no_rdma.map(str::to_owned), ..Self::none() }
+    }
+
+    /// The same with data channels under TLS, if it takes them, and what it demands.
+    #[must_use]
+    pub fn encrypting(self, takes_tls: bool, encryption: &Encryption) -> Self {
+        Self { takes_tls, encryption: encryption.clone(), ..self }
     }
 
     /// Nothing but plain TCP.
     #[must_use]
     pub fn none() -> Self {
-        Self { compression: false, no_rdma: Some(String::new()) }
+        let encryption = Encryption::default();
+        Self { compression: false, no_rdma: Some(String::new()), takes_tls: false, encryption }
     }
 
     /// The names that travel in control messages. Why there is no RDMA is the end of one, for people.
@@ -88,7 +105,15 @@ impl Capabilities {
             None => Self::RDMA.to_owned(),
             Some(why) => cut_text(&format!("{}{why}", Self::NO_RDMA), MAX_TEXT_BYTES).to_owned(),
         };
-        self.compression.then(|| Self::COMPRESSION.to_owned()).into_iter().chain([rdma]).collect()
+        let said = [
+            (self.compression, Self::COMPRESSION),
+            (self.takes_tls, Self::TLS),
+            (self.encryption.required, Self::ENCRYPTED),
+        ];
+        let said = said.into_iter().filter(|(so, _)| *so).map(|(_, name)| name.to_owned());
+        let isolated = self.encryption.isolated.iter().filter(|_| self.encryption.required);
+        let isolated = isolated.take(Self::MAX_ISOLATED).map(|at| format!("{}{at}", Self::ISOLATED));
+        said.chain(isolated).chain([rdma]).collect()
     }
 
     /// From the names that came; unknown ones are a newer peer's and ignored.
@@ -96,7 +121,10 @@ impl Capabilities {
     pub fn from_names(names: &[String]) -> Self {
         let has = |wanted: &str| names.iter().any(|name| name == wanted);
         let why = names.iter().find_map(|name| name.strip_prefix(Self::NO_RDMA));
+        let isolated = names.iter().filter_map(|name| name.strip_prefix(Self::ISOLATED)?.parse().ok());
         Self {
+            takes_tls: has(Self::TLS),
+            encryption: Encryption { required: has(Self::ENCRYPTED), isolated: isolated.collect() },
             compression: has(Self::COMPRESSION),
             no_rdma: (!has(Self::RDMA))
                 .then(|| why.map(|why| shown_text(why.as_bytes())).unwrap_or_default()),
@@ -118,16 +146,18 @@ pub struct Resolved {
 pub const FAST_ENOUGH: u64 = 25_000_000_000;
 
 /// Which mode two hosts use when the source's asks for one. `bits_per_second` is what the paths carry together, where their
-/// interfaces say.
+/// interfaces say; `forbidden` is why RDMA may be used on none of them, where both hosts have it.
 #[must_use]
 pub fn resolve(
     requested: TransferMode,
     ours: &Capabilities,
     theirs: &Capabilities,
     bits_per_second: Option<u64>,
+    forbidden: Option<&str>,
 ) -> Resolved {
     let resolved = |used, reason: String| Resolved { used, reason };
-    match (requested, without_rdma(ours, theirs)) {
+    let not_allowed = || forbidden.map(|why| format!("RDMA is not allowed ({why})"));
+    match (requested, without_rdma(ours, theirs).or_else(not_allowed)) {
         (TransferMode::Tcp, _) => resolved(TransferMode::Tcp, "tcp was asked for".into()),
         (TransferMode::Compression, _) => compression(ours, theirs, "compression was asked for"),
         (TransferMode::Rdma, None) => resolved(TransferMode::Rdma, "rdma was asked for".into()),
@@ -181,6 +211,12 @@ mod tests {
         {
             assert_eq!(Capabilities::from_names(&can.names()), can);
         }
+        let required = Encryption { required: true, isolated: vec!["10.0.1.2".parse().unwrap(); 99] };
+        let told = Capabilities::with_rdma(None).encrypting(true, &required).names();
+        assert_eq!(told[..3], ["zstd", "tls", "encrypted"]);
+        assert!(told.len() <= 64 && told[3] == "isolated: 10.0.1.2", "{told:?}");
+        let heard = Capabilities::from_names(&told);
+        assert!(heard.takes_tls && heard.encryption.required && heard.encryption.isolated.len() == 32);
         assert_eq!(Capabilities::from_names(&["something newer".to_owned()]), Capabilities::none());
         let long = Capabilities::with_rdma(Some(&"x".repeat(10_000))).names();
         assert!(long.iter().all(|name| name.len() <= MAX_TEXT_BYTES));
@@ -222,7 +258,13 @@ mod tests {
             (Auto, &all, &tcp, slow, Tcp, "the destination takes no compressed pages, so tcp is used"),
         ] {
             let expected = Resolved { used, reason: reason.to_owned() };
-            assert_eq!(resolve(requested, ours, theirs, speed), expected, "{requested}");
+            assert_eq!(resolve(requested, ours, theirs, speed, None), expected, "{requested}");
         }
+        for (requested, used) in [(Rdma, Tcp), (Auto, Compression)] {
+            let resolved = resolve(requested, &all, &all, slow, Some("encryption is demanded"));
+            assert_eq!(resolved.used, used);
+            assert!(resolved.reason.starts_with("RDMA is not allowed (encryption is demanded), "));
+        }
+        assert_eq!(resolve(Tcp, &all, &all, slow, Some("x")).reason, "tcp was asked for");
     }
 }

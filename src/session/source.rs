@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender;
 
 use super::caps::RateCaps;
+use super::encryption::EncryptionPolicy;
 use super::error::SessionError;
 use super::lock;
 use super::mode::TransferMode;
@@ -58,6 +59,8 @@ pub struct SourceOptions {
     pub mode: TransferMode,
     /// The devices for [`TransferMode::Rdma`].
     pub rdma: RdmaSupport,
+    /// On which paths payload has to be encrypted, and with what.
+    pub encryption: EncryptionPolicy,
     /// Bytes a second that the channels may send.
     pub rate_caps: RateCaps,
     /// How long a silent link takes to count as lost, and a connection may take to come about.
@@ -237,7 +240,7 @@ impl SourceSession {
         let remaining_pages = state.striping.remaining_pages();
         let carried_by = |carrier: &Carrier| match carrier {
             Carrier::Rdma { .. } => TransferMode::Rdma,
-            Carrier::Tcp => state.carrying.over_tcp(),
+            Carrier::Tcp | Carrier::Sealed => state.carrying.over_tcp(),
         };
         let channel = |lane: &Lane| ChannelStats {
             id: lane.id,

@@ -2,6 +2,9 @@
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
+use std::sync::Arc;
+
+use crate::channel::sealed::SealedStream;
 
 /// A connection.
 #[derive(Debug)]
@@ -10,7 +13,7 @@ pub(super) enum Stream {
     Plain(TcpStream),
     /// Under TLS, its handshake done.
     #[cfg(feature = "tls")]
-    Tls(Box<tls::TlsStream>),
+    Tls(Arc<tls::TlsStream>),
 }
 
 impl Stream {
@@ -23,12 +26,42 @@ impl Stream {
         }
     }
 
-    /// The connection itself, where there is no TLS above it.
-    pub(super) fn into_plain(self) -> Option<TcpStream> {
+    /// Whether nobody on the way can read what goes over it.
+    pub(super) fn is_encrypted(&self) -> bool {
         match self {
-            Self::Plain(socket) => Some(socket),
+            Self::Plain(_) => false,
             #[cfg(feature = "tls")]
-            Self::Tls(_) => None,
+            Self::Tls(_) => true,
+        }
+    }
+
+    /// The same connection, for one more that writes to it.
+    pub(super) fn share(&self) -> io::Result<Self> {
+        match self {
+            Self::Plain(socket) => socket.try_clone().map(Self::Plain),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => Ok(Self::Tls(Arc::clone(stream))),
+        }
+    }
+
+    /// The connection itself, where there is no TLS above it.
+    pub(super) fn into_plain(self) -> Result<TcpStream, Self> {
+        match self {
+            Self::Plain(socket) => Ok(socket),
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => Err(self),
+        }
+    }
+
+    /// The connection for pages that are encrypted; the one below where it is plain.
+    pub(super) fn into_sealed(self) -> Result<Arc<dyn SealedStream>, TcpStream> {
+        match self {
+            Self::Plain(socket) => Err(socket),
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => {
+                stream.carries_much();
+                Ok(stream)
+            }
         }
     }
 }
@@ -70,12 +103,15 @@ pub(super) mod tls {
     use rustls::pki_types::ServerName;
     use rustls::{ClientConfig, ClientConnection, Connection, ServerConfig, ServerConnection};
 
+    use crate::channel::sealed::SealedStream;
     use crate::session::handshake::time_left;
 
     /// Raw bytes taken from the socket at once: as many as rustls takes in one call at most.
     const RAW: usize = 4 << 10;
-    /// Bytes of a write that are encrypted at once.
-    const CHUNK: usize = 16 << 10;
+    /// The same where pages come: a system call for each 4 KiB would cost more than taking them apart.
+    const MUCH_RAW: usize = 64 << 10;
+    /// Bytes of a write that are encrypted at once: what rustls holds at most.
+    const CHUNK: usize = 64 << 10;
 
     /// A connection under TLS.
     pub(in crate::session) struct TlsStream {
@@ -193,6 +229,11 @@ pub(super) mod tls {
             Ok(stream)
         }
 
+        /// Takes more from the socket at once from now on.
+        pub(super) fn carries_much(&self) {
+            lock(&self.raw).bytes.resize(MUCH_RAW, 0);
+        }
+
         /// The socket below.
         pub(in crate::session) fn socket(&self) -> &TcpStream {
             &self.socket
@@ -256,6 +297,20 @@ pub(super) mod tls {
             let sent = (&self.socket).write_all(out);
             out.clear();
             sent
+        }
+    }
+
+    impl SealedStream for TlsStream {
+        fn socket(&self) -> &TcpStream {
+            &self.socket
+        }
+
+        fn read(&self, into: &mut [u8]) -> io::Result<usize> {
+            Self::read(self, into)
+        }
+
+        fn write(&self, from: &[u8]) -> io::Result<usize> {
+            Self::write(self, from)
         }
     }
 

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "cli")]
 mod certificates;
+#[cfg(feature = "cli")]
+mod encryption;
 mod gate;
 mod hostile;
 mod link;
@@ -127,11 +129,21 @@ fn host(memory: GuestMemory) -> Host {
 }
 
 fn host_with(memory: GuestMemory, options: ListenerOptions, opening: Opening) -> Host {
+    demanding_host(memory, options, opening, Encryption::default())
+}
+
+/// A destination that demands this of the payload.
+fn demanding_host(
+    memory: GuestMemory,
+    options: ListenerOptions,
+    opening: Opening,
+    encryption: Encryption,
+) -> Host {
     let (listener, incoming) = listener_with(options);
     let links = links_over(path_to(&listener), &incoming, opening, ControlOptions::default());
     let (sender, events) = unbounded();
     let (timeout, rdma) = (Duration::from_secs(2), RdmaSupport::off("not in this test"));
-    let session = DestinationSession::with(memory.clone(), MIGRATION, timeout, &rdma, sender);
+    let session = DestinationSession::with(memory.clone(), MIGRATION, timeout, &rdma, encryption, sender);
     links.source.set_secret(SECRET);
     links.destination.set_secret(SECRET);
     listener.register(MIGRATION, SECRET, &session, &links.destination);
@@ -147,6 +159,7 @@ fn options(memory: &GuestMemory, host: &Host, channels: usize, mode: TransferMod
         memory: memory.clone(),
         mode,
         rdma: RdmaSupport::off("not in this test"),
+        encryption: EncryptionPolicy::default(),
         reopen: None,
         rate_caps: RateCaps::default(),
         link_timeout: Duration::from_secs(5),

@@ -191,6 +191,11 @@ impl Shared {
         match preamble.purpose {
             Purpose::NewMigration => self.migration(stream),
             Purpose::Data { .. } => self.channel(&stream),
+            Purpose::RdmaData { .. } => {
+                let reply = Reply::refused(RefusalCode::NotNow, "this host has no RDMA");
+                (&stream).write_all(&reply.encode())?;
+                stream.shutdown(Shutdown::Both)
+            }
             Purpose::Query => self.question(&stream),
             Purpose::ResumeControl { .. } => {
                 let reply = Reply::refused(RefusalCode::UnknownMigration, "this host was started anew");

@@ -9,6 +9,7 @@ use crossbeam_channel::unbounded;
 use pageferry::channel::tcp;
 use pageferry::memory::GuestMemory;
 use pageferry::pageset::PageSet;
+use pageferry::session::encryption::EncryptionPolicy;
 use pageferry::session::{
     ControlLink, ControlOptions, LinkEvent, Opening, Path, RdmaSupport, SessionEvent, SourceOptions,
     SourceSession, TransferMode,
@@ -93,6 +94,7 @@ fn send_by_session(memory: &GuestMemory, sink: &Sink, channels: usize) -> anyhow
         channels,
         memory: memory.clone(),
         mode: TransferMode::Tcp,
+        encryption: EncryptionPolicy::default(),
         rdma: RdmaSupport::off("TCP is measured"),
         reopen: None,
         rate_caps: pageferry::session::caps::RateCaps::default(),

@@ -100,7 +100,9 @@ impl<'a, G: Guest> Driver<'a, G> {
         let config = DestinationConfig {
             token: Token(draw()?),
             secret,
-            capabilities: Capabilities::with_rdma(rdma.absent()).names(),
+            capabilities: Capabilities::with_rdma(rdma.absent())
+                .encrypting(endpoint.takes_tls(), &options.encryption)
+                .names(),
             setup_within: options.setup_within,
             fence_after: options.fence_after,
         };
@@ -315,8 +317,8 @@ impl<'a, G: Guest> Driver<'a, G> {
             ));
         }
         let (sender, events) = unbounded();
-        let session =
-            DestinationSession::with(memory, self.id, self.endpoint.link_timeout(), &self.rdma, sender);
+        let (timeout, encryption) = (self.endpoint.link_timeout(), self.options.encryption.clone());
+        let session = DestinationSession::with(memory, self.id, timeout, &self.rdma, encryption, sender);
         if let Some(link) = &self.link {
             link.set_secret(self.secret);
             self.endpoint.listener().register(self.id, self.secret, &session, link);

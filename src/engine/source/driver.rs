@@ -20,11 +20,11 @@ use crate::memory::snapshot::MemoryDigest;
 use crate::migration::handover::{Outcome, SourceRecord};
 use crate::migration::source::{Source, SourceAction, SourceConfig, SourceInput};
 use crate::pageset::PageSet;
-use crate::session::SessionEvent;
 use crate::session::control::{ControlLink, LinkEvent};
 use crate::session::mode::{self, Capabilities, Resolved, TransferMode};
 use crate::session::rdma::RdmaSupport;
 use crate::session::source::{SourceOptions, SourceSession};
+use crate::session::{EncryptionPolicy, SessionEvent};
 use crate::session::{SessionError, query};
 use crate::wire::control::{Accept, MAX_CONFIG_BYTES, MAX_STATE_BYTES, Message, Setup};
 use crate::wire::preamble::{MigrationId, Secret};
@@ -63,7 +63,7 @@ pub(super) fn setup<G: Guest + ?Sized>(
         layout: guest.memory().layout().clone(),
         touched_pages: guest.touched()?.len(),
         mode: options.mode.name().to_owned(),
-        capabilities: Capabilities::with_rdma(rdma.absent()).names(),
+        capabilities: Capabilities::with_rdma(rdma.absent()).encrypting(false, &options.encryption).names(),
     })
 }
 
@@ -300,11 +300,19 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
     }
 
     fn open_channels(&mut self, accept: &Accept) -> Result<(), SessionError> {
+        let theirs = Capabilities::from_names(&accept.capabilities);
+        let encryption = EncryptionPolicy {
+            trust: self.options.trust.clone(),
+            ours: self.options.encryption.clone(),
+            theirs: theirs.encryption.clone(),
+            theirs_can: theirs.takes_tls,
+        };
         let resolved = mode::resolve(
             self.options.mode,
             &Capabilities::with_rdma(self.rdma.absent()),
-            &Capabilities::from_names(&accept.capabilities),
+            &theirs,
             bits_per_second(&self.options.paths),
+            encryption.forbids_all_rdma(&self.options.paths).as_deref(),
         );
         let secret = Secret(accept.secret);
         self.link.set_secret(secret);
@@ -317,6 +325,7 @@ impl<'a, G: Guest + ?Sized> Driver<'a, G> {
             memory: self.memory.clone(),
             mode: resolved.used,
             rdma: self.rdma.clone(),
+            encryption,
             rate_caps: self.options.rate_caps.clone(),
             link_timeout: self.options.control.link_timeout,
             // A channel that a test cuts stays cut.

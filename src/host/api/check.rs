@@ -50,6 +50,12 @@ pub struct PathInfo {
     pub mtu: u32,
     /// The cap that the source's host file sets for this network, in bytes a second.
     pub bandwidth_cap: Option<u64>,
+    /// Whether the source's host file says that nobody else is on its network.
+    #[serde(default)]
+    pub isolated: bool,
+    /// Whether the destination's does.
+    #[serde(default)]
+    pub peer_isolated: bool,
 }
 
 /// All checks of one migration.

@@ -193,7 +193,7 @@ impl RdmaPort {
     #[must_use]
     pub fn of(carrier: &Carrier) -> Option<Self> {
         match carrier {
-            Carrier::Tcp => None,
+            Carrier::Tcp | Carrier::Sealed => None,
             Carrier::Rdma { device, port, gid } => {
                 Some(Self { device: device.clone(), port: *port, gid: *gid })
             }
@@ -213,6 +213,9 @@ pub struct ChannelInfo {
     /// The RDMA port that carried its pages; nothing where TCP did.
     #[serde(default)]
     pub rdma: Option<RdmaPort>,
+    /// Whether its pages were encrypted on their way.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Bytes that it carried.
     pub bytes: u64,
     /// Whether it was lost on the way.

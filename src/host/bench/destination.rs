@@ -20,8 +20,8 @@ use crate::layout::RamLayout;
 use crate::memory::snapshot::MemoryDigest;
 use crate::memory::{Backing, GuestMemory, HugePages};
 use crate::session::{
-    Capabilities, ControlLink, DestinationEvent, DestinationSession, LinkEvent, Listener, ListenerEvent,
-    ListenerOptions, PendingLink, RdmaSupport, SessionError,
+    Capabilities, ControlLink, DestinationEvent, DestinationSession, Encryption, LinkEvent, Listener,
+    ListenerEvent, ListenerOptions, PendingLink, RdmaSupport, SessionError,
 };
 use crate::units::{Bytes, Run};
 
@@ -194,8 +194,15 @@ impl Client {
         }
         let secret = Secret(draw().map_err(BenchError::Random)?);
         let (sender, events): (Sender<DestinationEvent>, _) = unbounded();
-        let session =
-            DestinationSession::with(memory.clone(), migration, super::LINK_TIMEOUT, &self.rdma, sender);
+        let plain = Encryption::default();
+        let session = DestinationSession::with(
+            memory.clone(),
+            migration,
+            super::LINK_TIMEOUT,
+            &self.rdma,
+            plain,
+            sender,
+        );
         listener.register(migration, secret, &session, &self.link);
         let in_use_bytes = if receive.warm { receive.memory_bytes } else { receive.in_use_bytes };
         let (peak, faults, cpu) = (PeakMemory::start(), page_faults(), CpuMeter::start());

@@ -19,8 +19,8 @@ use crate::memory::snapshot::MemoryDigest;
 use crate::pageset::PageSet;
 use crate::session::caps::RateCaps;
 use crate::session::{
-    Capabilities, ControlLink, ControlOptions, LinkEvent, Opening, Path, RdmaSupport, Resolved, SessionEvent,
-    SourceOptions, SourceSession, SourceTimes, TransferMode, mode,
+    Capabilities, ControlLink, ControlOptions, EncryptionPolicy, LinkEvent, Opening, Path, RdmaSupport,
+    Resolved, SessionEvent, SourceOptions, SourceSession, SourceTimes, TransferMode, mode,
 };
 use crate::units::{PAGE_SIZE, RoundId};
 
@@ -122,7 +122,7 @@ impl Client {
 
     /// The mode that is used when this one is asked for.
     pub(super) fn resolve(&self, wanted: TransferMode) -> Resolved {
-        mode::resolve(wanted, &Capabilities::with_rdma(self.rdma.absent()), &self.can, None)
+        mode::resolve(wanted, &Capabilities::with_rdma(self.rdma.absent()), &self.can, None, None)
     }
 
     fn say(&self, message: &FromSource) {
@@ -171,6 +171,7 @@ impl Client {
                 memory: payload.memory.clone(),
                 mode: setting.mode,
                 rdma: self.rdma.clone(),
+                encryption: EncryptionPolicy::default(),
                 rate_caps: RateCaps::default(),
                 link_timeout: super::LINK_TIMEOUT,
                 reopen: None,

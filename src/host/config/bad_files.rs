@@ -136,7 +136,7 @@ cap = "1Gbit/s""#,
         r#"[[networks]]
 interface = "eth0"
 speed = 1"#,
-        "/srv/host.toml:3: there is no key networks.speed; there are bandwidth_cap, interface, subnet",
+        "/srv/host.toml:3: there is no key networks.speed; there are bandwidth_cap, interface, isolated, subnet",
     ),
     (
         r#"use_any_network = "yes""#,
@@ -319,6 +319,45 @@ key = "k"
 password = "p""#,
         "/srv/host.toml:5: there is no key tls.password; there are ca, certificate, key",
     ),
+    (
+        r#"[[networks]]
+interface = "eth0"
+isolated = "yes""#,
+        r#"/srv/host.toml:3: networks.isolated: "yes" cannot be; write true or false, without quotes"#,
+    ),
+    (
+        r#"encryption = "on""#,
+        r#"/srv/host.toml:1: encryption: "on" is no choice; write "off" or "required""#,
+    ),
+    ("encryption = true", r#"/srv/host.toml:1: encryption: true cannot be; write "off" or "required""#),
+    (
+        r#"port = 1
+encryption = "required""#,
+        r#"/srv/host.toml:2: encryption: "required" takes certificates, and there is no [tls]; add it (`pageferry pki issue` prints the lines), or write "off""#,
+    ),
+    (
+        r#"encryption = "required"
+[tls]
+ca = "a"
+certificate = "c""#,
+        "/srv/host.toml:2: tls: key is missing; give all of ca, certificate and key, or take [tls] out (`pageferry pki issue` prints the lines)",
+    ),
+    (
+        "rdma = true",
+        "/srv/host.toml:1: rdma: true cannot be; write a table, [rdma], with mtu, queue_depth, timeout and retries",
+    ),
+    (
+        "[rdma]\nmtu = 1500\nqueue_depth = 15\ntimeout = 32\nretries = 7",
+        "/srv/host.toml:2: rdma.mtu: 1500 cannot be; write 256, 512, 1024, 2048 or 4096
+/srv/host.toml:3: rdma.queue_depth: 15 cannot be; write a whole number from 16 to 4096
+/srv/host.toml:4: rdma.timeout: 32 cannot be; write a whole number from 1 to 31; 18 is 4.096 us x 2^18, about a second
+/srv/host.toml:5: rdma.retries: 7 cannot be; write a whole number from 0 to 6",
+    ),
+    (
+        "[rdma]\nmtu = \"4096\"",
+        r#"/srv/host.toml:2: rdma.mtu: "4096" cannot be; write 256, 512, 1024, 2048 or 4096"#,
+    ),
+    ("[rdma]\ndepth = 9", "/srv/host.toml:2: there is no key rdma.depth; did you mean queue_depth?"),
     (
         r#"peers = "10.0.0.2""#,
         r#"/srv/host.toml:1: peers: "10.0.0.2" cannot be; write a table, with a line like host-b = "10.0.0.2" for each host"#,

@@ -17,7 +17,7 @@ use crate::migration::convergence::OnNoConvergence;
 use crate::session::mode::TransferMode;
 
 /// The keys above the tables, in the order in which people read them.
-pub(super) const TOP_KEYS: [&str; 17] = [
+pub(super) const TOP_KEYS: [&str; 18] = [
     "name",
     "performance_option",
     "networks",
@@ -35,11 +35,14 @@ pub(super) const TOP_KEYS: [&str; 17] = [
     "state_dir",
     "socket",
     "allow_insecure",
+    "encryption",
 ];
 /// The tables.
-pub(super) const TABLES: [&str; 2] = ["tls", "peers"];
+pub(super) const TABLES: [&str; 3] = ["tls", "rdma", "peers"];
 /// The keys below `[tls]`.
 pub(super) const TLS_KEYS: [&str; 3] = ["ca", "certificate", "key"];
+/// The keys below `[rdma]`.
+pub(super) const RDMA_KEYS: [&str; 4] = ["mtu", "queue_depth", "timeout", "retries"];
 
 /// What an administrator chooses once for a host, and every migration from it follows.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -134,10 +137,18 @@ pub(super) struct HostFile {
     #[serde(default, deserialize_with = "value::flag")]
     #[schemars(with = "bool", extend("default" = false))]
     pub(super) allow_insecure: Option<bool>,
+    /// Whether memory is encrypted on its way, except on networks that are isolated. "required" needs certificates.
+    #[serde(default, deserialize_with = "value::encryption")]
+    #[schemars(with = "String", extend("default" = "off", "enum" = ["off", "required"]))]
+    pub(super) encryption: Option<bool>,
     /// How the host proves which host it is, in PEM files; relative paths begin at the host file's directory.
     #[serde(default)]
     #[schemars(with = "TlsTable")]
     pub(super) tls: Option<TlsTable>,
+    /// How RDMA is used.
+    #[serde(default)]
+    #[schemars(with = "RdmaTable")]
+    pub(super) rdma: Option<RdmaTable>,
     /// Other hosts, by name, and where their daemons are reached; a port that is not said is this host's own `port`.
     #[serde(default)]
     #[schemars(with = "BTreeMap<String, PeerAddresses>")]
@@ -161,6 +172,29 @@ pub(super) struct TlsTable {
     #[serde(default, deserialize_with = "value::file")]
     #[schemars(with = "String")]
     pub(super) key: Option<PathBuf>,
+}
+
+/// The table `[rdma]`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, expecting = "a table, [rdma], with mtu, queue_depth, timeout and retries")]
+#[schemars(inline)]
+pub(super) struct RdmaTable {
+    /// Payload bytes of a packet at most. The ports of both ends may carry less.
+    #[serde(default, deserialize_with = "value::rdma_mtu")]
+    #[schemars(with = "u32", extend("default" = 4096, "enum" = [256, 512, 1024, 2048, 4096]))]
+    pub(super) mtu: Option<u32>,
+    /// Requests that a queue pair holds; the device may hold fewer.
+    #[serde(default, deserialize_with = "value::rdma_queue_depth")]
+    #[schemars(with = "u32", range(min = 16, max = 4096), extend("default" = 512))]
+    pub(super) queue_depth: Option<u32>,
+    /// How long an answer to a packet may take: 4.096 us times two to the power of it.
+    #[serde(default, deserialize_with = "value::rdma_timeout")]
+    #[schemars(with = "u8", range(min = 1, max = 31), extend("default" = 18))]
+    pub(super) timeout: Option<u8>,
+    /// How often a packet is sent again before its queue pair fails.
+    #[serde(default, deserialize_with = "value::rdma_retries")]
+    #[schemars(with = "u8", range(min = 0, max = 6), extend("default" = 6))]
+    pub(super) retries: Option<u8>,
 }
 
 /// `channels_per_path`, for the schema.

@@ -31,6 +31,7 @@ pub(crate) use value::check_host_name;
 
 use crate::memory::HugePages;
 use crate::migration::convergence::{Limits, OnNoConvergence};
+use crate::session::RdmaTuning;
 use crate::session::mode::TransferMode;
 use crate::session::path::{DEFAULT_PORT, InterfaceName};
 use crate::session::trust::TlsFiles;
@@ -76,6 +77,10 @@ pub struct HostConfig {
     pub tls: Option<TlsFiles>,
     /// Whether hosts may do without proof on networks other than loopback.
     pub allow_insecure: bool,
+    /// Whether memory is encrypted on its way, except on networks that are isolated.
+    pub requires_encryption: bool,
+    /// How RDMA is used.
+    pub rdma: RdmaTuning,
     /// Other hosts, by name, and where their daemons are reached; a port that is not said is this host's own `port`.
     pub peers: BTreeMap<String, Vec<PeerAddress>>,
 }
@@ -105,6 +110,8 @@ pub struct Network {
     pub what: NetworkMatch,
     /// The most that all migrations from this host send by it together, in bytes a second.
     pub bandwidth_cap: Option<u64>,
+    /// Whether nobody else is on it, so that memory may go over it in plain.
+    pub isolated: bool,
 }
 
 /// What belongs to a network.
@@ -139,6 +146,8 @@ impl HostConfig {
             socket: PathBuf::from("/run/pageferry/api.sock"),
             tls: None,
             allow_insecure: false,
+            requires_encryption: false,
+            rdma: RdmaTuning::default(),
             peers: BTreeMap::new(),
         }
     }

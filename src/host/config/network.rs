@@ -34,9 +34,13 @@ struct NetworkTable {
     #[serde(default, deserialize_with = "value::cap")]
     #[schemars(with = "String", extend("examples" = ["1Gbit/s"]))]
     bandwidth_cap: Option<u64>,
+    /// Whether nobody else is on it, so that memory may go over it in plain although `encryption` is required.
+    #[serde(default, deserialize_with = "value::flag")]
+    #[schemars(with = "bool", extend("default" = false))]
+    isolated: Option<bool>,
 }
 
-pub(super) const NETWORK_KEYS: [&str; 3] = ["bandwidth_cap", "interface", "subnet"];
+pub(super) const NETWORK_KEYS: [&str; 4] = ["bandwidth_cap", "interface", "isolated", "subnet"];
 
 fn subnet<'de, D: Deserializer<'de>>(from: D) -> Result<Option<NetworkMatch>, D::Error> {
     Reader::of("a subnet in quotes, like \"10.77.1.0/24\"").text(subnet_of).read(from).map(Some)
@@ -63,7 +67,7 @@ impl<'de> Deserialize<'de> for NetworkEntry {
 
             fn visit_str<E: Error>(self, text: &str) -> Result<NetworkEntry, E> {
                 let what = network(text).map_err(E::custom)?;
-                Ok(NetworkEntry(Network { what, bandwidth_cap: None }))
+                Ok(NetworkEntry(Network { what, bandwidth_cap: None, isolated: false }))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<NetworkEntry, A::Error> {
@@ -78,7 +82,8 @@ impl<'de> Deserialize<'de> for NetworkEntry {
                     ),
                 };
                 let what = what.map_err(A::Error::custom)?;
-                Ok(NetworkEntry(Network { what, bandwidth_cap: table.bandwidth_cap }))
+                let isolated = table.isolated.unwrap_or(false);
+                Ok(NetworkEntry(Network { what, bandwidth_cap: table.bandwidth_cap, isolated }))
             }
         }
         from.deserialize_any(Entry)

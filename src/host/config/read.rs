@@ -6,7 +6,7 @@ use std::ops::Range;
 use serde::Deserialize as _;
 use toml::de::{DeArray, DeTable, DeValue, Deserializer, Error};
 
-use super::file::{HostFile, TABLES, TLS_KEYS, TOP_KEYS};
+use super::file::{HostFile, RDMA_KEYS, TABLES, TLS_KEYS, TOP_KEYS};
 use super::network::NETWORK_KEYS;
 use super::problem::Problem;
 
@@ -195,6 +195,7 @@ fn unknown(keys: &[String]) -> String {
     let known: Vec<&str> = match above.first().map(String::as_str) {
         None => TOP_KEYS.into_iter().chain(TABLES).collect(),
         Some("tls") => TLS_KEYS.into(),
+        Some("rdma") => RDMA_KEYS.into(),
         Some(_) => NETWORK_KEYS.into(),
     };
     if let Some(near) = nearest(key, &known) {

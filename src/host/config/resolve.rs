@@ -4,11 +4,12 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 
-use super::file::{TABLES, TLS_KEYS, TOP_KEYS};
+use super::file::{RDMA_KEYS, TABLES, TLS_KEYS, TOP_KEYS};
 use super::network::network_text;
 use super::problem::{HostFileError, Problem};
 use super::read::{self, Read};
 use super::{HostConfig, Loaded, Network, Networks, Origin, value};
+use crate::session::RdmaTuning;
 use crate::session::trust::TlsFiles;
 
 /// The configuration that a text makes, `path` being where it is from.
@@ -16,6 +17,7 @@ pub(super) fn resolve(text: &str, path: &Path, kernel_name: &str) -> Result<Load
     let mut resolving = Resolving { text, read: read::read(text), warnings: Vec::new() };
     let networks = resolving.networks();
     let tls = resolving.tls(path);
+    resolving.encryption(tls.is_some());
     resolving.ports();
     let name = resolving.name(kernel_name);
     let Resolving { read, mut warnings, .. } = resolving;
@@ -27,6 +29,7 @@ pub(super) fn resolve(text: &str, path: &Path, kernel_name: &str) -> Result<Load
     let peers = file.peers.unwrap_or_default().into_iter();
     let peers: BTreeMap<_, _> = peers.map(|(name, addresses)| (name.0, addresses.0)).collect();
     let defaults = HostConfig::new(name);
+    let (rdma, usual) = (file.rdma.unwrap_or_default(), defaults.rdma);
     let config = HostConfig {
         performance_option: file.performance_option.unwrap_or(defaults.performance_option),
         networks,
@@ -44,6 +47,13 @@ pub(super) fn resolve(text: &str, path: &Path, kernel_name: &str) -> Result<Load
         socket: file.socket.unwrap_or(defaults.socket),
         tls,
         allow_insecure: file.allow_insecure.unwrap_or(defaults.allow_insecure),
+        requires_encryption: file.encryption.unwrap_or(defaults.requires_encryption),
+        rdma: RdmaTuning {
+            mtu: rdma.mtu.unwrap_or(usual.mtu),
+            queue_depth: rdma.queue_depth.unwrap_or(usual.queue_depth),
+            timeout: rdma.timeout.unwrap_or(usual.timeout),
+            retries: rdma.retries.unwrap_or(usual.retries),
+        },
         peers,
         name: defaults.name,
     };
@@ -55,8 +65,10 @@ pub(super) fn resolve(text: &str, path: &Path, kernel_name: &str) -> Result<Load
 /// Where each value is from: every key of the top, every table as a whole, and what is in it.
 pub(super) fn origins(lines: &BTreeMap<String, usize>, config: &HostConfig) -> BTreeMap<String, Origin> {
     let below_tls = TLS_KEYS.into_iter().map(|key| format!("tls.{key}"));
+    let below_rdma = RDMA_KEYS.into_iter().map(|key| format!("rdma.{key}"));
     let below_peers = config.peers.keys().map(|name| format!("peers.{name}"));
-    let keys = TOP_KEYS.into_iter().chain(TABLES).map(str::to_owned).chain(below_tls).chain(below_peers);
+    let top = TOP_KEYS.into_iter().chain(TABLES).map(str::to_owned);
+    let keys = top.chain(below_tls).chain(below_rdma).chain(below_peers);
     keys.map(|key| {
         let origin = lines.get(&key).map_or(Origin::Default, |line| Origin::File { line: *line });
         (key, origin)
@@ -157,6 +169,15 @@ impl Resolving<'_> {
             self.problem("tls", what);
         }
         None
+    }
+
+    fn encryption(&mut self, certificates: bool) {
+        let said_wrong = self.spoilt("tls") || self.read.lines.contains_key("tls");
+        if self.read.file.encryption == Some(true) && !certificates && !said_wrong {
+            let what = "encryption: \"required\" takes certificates, and there is no [tls]; add it (`pageferry pki issue` prints the \
+                        lines), or write \"off\"";
+            self.problem("encryption", what.to_owned());
+        }
     }
 
     fn ports(&mut self) {

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use comfy_table::{Table, presets};
 use serde_json::{Map, Value, json};
 
-use super::file::{TLS_KEYS, TOP_KEYS};
+use super::file::{RDMA_KEYS, TLS_KEYS, TOP_KEYS};
 use super::network::{network_text, peer_text};
 use super::value::huge_pages_name;
 use super::{HostConfig, Loaded, Network, Networks, Origin};
@@ -40,6 +40,15 @@ pub(super) fn shown(loaded: &Loaded) -> Shown {
         });
         rows.push(row(format!("tls.{key}"), json!(file)));
     }
+    for key in RDMA_KEYS {
+        let value = match key {
+            "mtu" => config.rdma.mtu,
+            "queue_depth" => config.rdma.queue_depth,
+            "timeout" => config.rdma.timeout.into(),
+            _ => config.rdma.retries.into(),
+        };
+        rows.push(row(format!("rdma.{key}"), json!(value)));
+    }
     for (name, addresses) in &config.peers {
         let addresses: Vec<String> = addresses.iter().map(peer_text).collect();
         rows.push(row(format!("peers.{name}"), json!(addresses)));
@@ -69,17 +78,27 @@ fn top_value(config: &HostConfig, key: &str) -> Value {
         "state_dir" => json!(config.state_dir),
         "socket" => json!(config.socket),
         "allow_insecure" => json!(config.allow_insecure),
+        "encryption" => json!(if config.requires_encryption { "required" } else { "off" }),
         _ => Value::Null,
     }
 }
 
 fn network_value(network: &Network) -> Value {
-    let Some(cap) = network.bandwidth_cap else { return json!(network_text(&network.what)) };
+    if network.bandwidth_cap.is_none() && !network.isolated {
+        return json!(network_text(&network.what));
+    }
     let which = match network.what {
         super::NetworkMatch::Subnet(_) => "subnet",
         super::NetworkMatch::Interface(_) => "interface",
     };
-    json!({ which: network_text(&network.what), "bandwidth_cap": rate_text(cap) })
+    let mut table = Map::from_iter([(which.to_owned(), json!(network_text(&network.what)))]);
+    if let Some(cap) = network.bandwidth_cap {
+        table.insert("bandwidth_cap".to_owned(), json!(rate_text(cap)));
+    }
+    if network.isolated {
+        table.insert("isolated".to_owned(), json!(true));
+    }
+    Value::Object(table)
 }
 
 /// A rate in a unit that it is a whole number of, bits first, as for links.

@@ -3,7 +3,7 @@
 use std::fs;
 
 use super::commands::{Checked, schema_text, template};
-use super::file::{TABLES, TLS_KEYS, TOP_KEYS};
+use super::file::{RDMA_KEYS, TABLES, TLS_KEYS, TOP_KEYS};
 use super::show::{rate_text, shown};
 use super::*;
 use crate::host::exit::Exit;
@@ -39,7 +39,7 @@ fn every_key_arrives_with_its_line() {
     let loaded = good(
         r#"name = "host-a.example.org"
 performance_option = "SMB"
-networks = ["10.77.1.0/24", "eth1", { subnet = "fd00:1::/64", bandwidth_cap = "1Gbit/s" }, { interface = "eth2" }]
+networks = ["10.77.1.0/24", "eth1", { subnet = "fd00:1::/64", bandwidth_cap = "1Gbit/s" }, { interface = "eth2", isolated = true }]
 bandwidth_cap = "10Gbit/s"
 channels_per_path = 4
 max_migrations = 3
@@ -53,11 +53,18 @@ huge_pages = "hugetlb"
 state_dir = "/srv/pf"
 socket = "/srv/pf.sock"
 allow_insecure = true
+encryption = "required"
 
 [tls]
 ca = "ca.pem"
 certificate = "/keys/host-a.pem"
 key = "../host-a-key.pem"
+
+[rdma]
+mtu = 1024
+queue_depth = 16
+timeout = 31
+retries = 0
 
 [peers]
 host-b = "10.0.0.2"
@@ -66,7 +73,7 @@ host-c = ["10.0.0.3:7000", "fd00::3", "[fd00::4]:7001"]
     );
     let subnet = |text: &str| NetworkMatch::Subnet(text.parse().unwrap());
     let interface = |text: &str| NetworkMatch::Interface(text.parse().unwrap());
-    let network = |what, bandwidth_cap| Network { what, bandwidth_cap };
+    let network = |what, bandwidth_cap| Network { what, bandwidth_cap, isolated: false };
     let expected = HostConfig {
         name: "host-a.example.org".into(),
         performance_option: TransferMode::Rdma,
@@ -74,7 +81,7 @@ host-c = ["10.0.0.3:7000", "fd00::3", "[fd00::4]:7001"]
             network(subnet("10.77.1.0/24"), None),
             network(interface("eth1"), None),
             network(subnet("fd00:1::/64"), Some(125_000_000)),
-            network(interface("eth2"), None),
+            Network { isolated: true, ..network(interface("eth2"), None) },
         ]),
         max_migrations: 3,
         max_storage_migrations: 4,
@@ -94,6 +101,8 @@ host-c = ["10.0.0.3:7000", "fd00::3", "[fd00::4]:7001"]
             key: "/etc/pageferry/../host-a-key.pem".into(),
         }),
         allow_insecure: true,
+        requires_encryption: true,
+        rdma: RdmaTuning { mtu: 1024, queue_depth: 16, timeout: 31, retries: 0 },
         peers: BTreeMap::from([
             ("host-b".into(), vec![PeerAddress::Host("10.0.0.2".parse().unwrap())]),
             (
@@ -107,9 +116,14 @@ host-c = ["10.0.0.3:7000", "fd00::3", "[fd00::4]:7001"]
         ]),
     };
     assert_eq!(loaded.config, expected);
-    for (key, line) in
-        [("name", 1), ("networks", 3), ("allow_insecure", 16), ("tls.key", 21), ("peers.host-c", 25)]
-    {
+    for (key, line) in [
+        ("name", 1),
+        ("networks", 3),
+        ("allow_insecure", 16),
+        ("tls.key", 22),
+        ("rdma.timeout", 27),
+        ("peers.host-c", 32),
+    ] {
         assert_eq!(loaded.origins[key], Origin::File { line }, "{key}");
         assert_eq!(loaded.origin_of(key), "host file");
     }
@@ -214,13 +228,14 @@ fn the_new_file_shows_the_defaults_and_every_key() {
     for key in TOP_KEYS.into_iter().chain(TABLES) {
         assert_ne!(loaded.origins[key], Origin::Default, "{key} is not in the new file");
     }
-    for key in TLS_KEYS {
-        assert_ne!(
-            loaded.origins[&format!("tls.{key}")],
-            Origin::Default,
-            "tls.{key} is not in the new file"
-        );
+    let tables = TLS_KEYS
+        .map(|key| format!("tls.{key}"))
+        .into_iter()
+        .chain(RDMA_KEYS.map(|key| format!("rdma.{key}")));
+    for key in tables {
+        assert_ne!(loaded.origins[&key], Origin::Default, "{key} is not in the new file");
     }
+    assert_eq!(loaded.config.rdma, defaults().rdma, "the example shows the defaults");
 }
 
 #[test]
@@ -260,13 +275,13 @@ fn the_schema_knows_every_key_and_its_default() {
     let loaded = good(&defaults_in_schema);
     assert_eq!(loaded.config, defaults());
     let from_file = loaded.origins.values().filter(|origin| **origin != Origin::Default).count();
-    assert_eq!(from_file, 13, "{defaults_in_schema}");
+    assert_eq!(from_file, 14, "{defaults_in_schema}");
 }
 
 #[test]
 fn every_key_is_described() {
     let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/host-file.md")).unwrap();
-    for key in TOP_KEYS.into_iter().chain(TABLES).chain(TLS_KEYS) {
+    for key in TOP_KEYS.into_iter().chain(TABLES).chain(TLS_KEYS).chain(RDMA_KEYS) {
         assert!(page.contains(&format!("`{key}`")) || page.contains(&format!("`[{key}]`")), "{key}");
     }
 }
@@ -274,7 +289,7 @@ fn every_key_is_described() {
 #[test]
 fn what_is_shown_is_what_holds() {
     let (_directory, path) = written(
-        "networks = [\"eth0\", { subnet = \"10.0.0.0/8\", bandwidth_cap = \"1Gbit/s\" }]\nport = 99\n\n[peers]\nb = \"10.0.0.2\"\n",
+        "networks = [\"eth0\", { subnet = \"10.0.0.0/8\", bandwidth_cap = \"1Gbit/s\", isolated = true }]\nport = 99\n\n[peers]\nb = \"10.0.0.2\"\n",
     );
     let loaded = load(Some(&path)).unwrap();
     let table = shown(&loaded).table();
@@ -284,12 +299,14 @@ fn what_is_shown_is_what_holds() {
     };
     assert_eq!(row("port"), format!("port 99 {}:2", path.display()));
     assert_eq!(row("max_rounds"), "max_rounds 30 default");
+    assert_eq!(row("encryption"), "encryption \"off\" default");
+    assert_eq!(row("rdma.queue_depth"), "rdma.queue_depth 512 default");
     assert_eq!(row("performance_option"), "performance_option \"compression\" default");
     assert_eq!(row("bandwidth_cap"), "bandwidth_cap (none) default");
     assert_eq!(
         row("networks"),
         format!(
-            "networks [\"eth0\", {{ bandwidth_cap = \"1Gbit/s\", subnet = \"10.0.0.0/8\" }}] {}:1",
+            "networks [\"eth0\", {{ bandwidth_cap = \"1Gbit/s\", isolated = true, subnet = \"10.0.0.0/8\" }}] {}:1",
             path.display()
         )
     );

@@ -132,6 +132,39 @@ pub(super) fn flag<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D
     Reader::of("true or false, without quotes").flag(|flag| flag).read(from).map(Some)
 }
 
+/// Whether it is required.
+pub(super) fn encryption<'de, D: Deserializer<'de>>(from: D) -> Result<Option<bool>, D::Error> {
+    let read = |text: &str| match text {
+        "off" => Ok(false),
+        "required" => Ok(true),
+        other => Err(format!("{other:?} is no choice; write \"off\" or \"required\"")),
+    };
+    Reader::of("\"off\" or \"required\"").text(read).read(from).map(Some)
+}
+
+pub(super) fn rdma_mtu<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let read = |number| u32::try_from(number).ok().filter(|mtu| [256, 512, 1024, 2048, 4096].contains(mtu));
+    Reader::of("256, 512, 1024, 2048 or 4096").number(read).read(from).map(Some)
+}
+
+pub(super) fn rdma_queue_depth<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let read = |number| u32::try_from(number).ok().filter(|depth| (16..=4096).contains(depth));
+    Reader::of("a whole number from 16 to 4096").number(read).read(from).map(Some)
+}
+
+pub(super) fn rdma_timeout<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
+    let read = |number| u8::try_from(number).ok().filter(|exponent| (1..=31).contains(exponent));
+    Reader::of("a whole number from 1 to 31; 18 is 4.096 us x 2^18, about a second")
+        .number(read)
+        .read(from)
+        .map(Some)
+}
+
+pub(super) fn rdma_retries<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u8>, D::Error> {
+    let read = |number| u8::try_from(number).ok().filter(|retries| *retries <= 6);
+    Reader::of("a whole number from 0 to 6").number(read).read(from).map(Some)
+}
+
 /// From 1 on.
 pub(super) fn count<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
     let read = |number| u32::try_from(number).ok().filter(|number| *number > 0);

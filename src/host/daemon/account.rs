@@ -157,6 +157,7 @@ pub(super) fn note_moved(active: &mut Active, moved: &Moved) {
             remote: channel.remote.to_string(),
             interface: channel.interface.clone(),
             rdma: channel.rdma.clone(),
+            encrypted: channel.encrypted,
             bytes: channel.bytes,
             lost: channel.lost,
         })

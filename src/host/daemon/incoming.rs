@@ -47,6 +47,7 @@ impl Daemon {
             free_incoming: config.max_migrations.saturating_sub(taken),
             max_incoming: config.max_migrations,
             insecure: settings.trust.is_insecure(),
+            requires_encryption: config.requires_encryption,
         };
         let facts = gather(known, &Sources::default()).map_err(|error| chain(&error))?;
         Ok(HostFacts { versions: self.versions.clone(), ..facts })
@@ -100,7 +101,11 @@ impl Daemon {
             .offers
             .iter()
             .filter(|offer| asked.listen.contains(&offer.address))
-            .map(|offer| ListenAt { address: offer.address, interface: Some(offer.interface.clone()) })
+            .map(|offer| ListenAt {
+                address: offer.address,
+                interface: Some(offer.interface.clone()),
+                isolated: offer.isolated,
+            })
             .collect();
         if listen.is_empty() {
             return Err("none of the addresses that the source would connect to is allowed here".into());
@@ -194,6 +199,8 @@ impl Daemon {
                 trust: config.tls.clone(),
                 peer_name: None,
             }),
+            requires_encryption: config.requires_encryption,
+            rdma: config.rdma,
             digest_ram: asked.verify,
             fault: asked.fault.clone(),
         };

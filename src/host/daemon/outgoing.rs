@@ -299,7 +299,8 @@ impl Daemon {
             .filter_map(|path| {
                 let at = admitted.addresses.iter().find(|at| at.ip() == path.destination)?;
                 let interface = Some(path.interface.clone());
-                Some(MovePath { source: Some(path.source), destination: *at, interface })
+                let isolated = path.isolated;
+                Some(MovePath { source: Some(path.source), destination: *at, interface, isolated })
             })
             .collect();
         if paths.is_empty() {
@@ -335,6 +336,8 @@ impl Daemon {
                 peer_name: config.tls.as_ref().map(|_| checked.target.name.clone()),
             }),
             caps: self.shares_with(sending).remove(id).unwrap_or_default(),
+            requires_encryption: config.requires_encryption,
+            rdma: config.rdma,
             digest_ram: request.verify,
             fault: request.source_fault.clone(),
         })

@@ -85,6 +85,7 @@ impl Account {
                 remote: channel.remote.to_string(),
                 interface: channel.interface.clone(),
                 rdma: channel.rdma.clone(),
+                encrypted: channel.encrypted,
                 bytes: channel.bytes,
             })
             .collect();

@@ -62,6 +62,7 @@ pub(super) fn moved(report: SourceReport, guest_before: GuestSeen, guest_after: 
                 remote: channel.remote,
                 interface: channel.interface,
                 rdma: RdmaPort::of(&channel.carrier),
+                encrypted: channel.carrier.is_encrypted(),
                 bytes: channel.bytes,
                 lost: channel.lost,
             })

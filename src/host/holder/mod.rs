@@ -163,7 +163,7 @@ struct Handles {
 
 impl Holder {
     fn new(outlet: Outlet, journal: Journal, faults: FaultPlan) -> Self {
-        let state = HolderState { pid: std::process::id(), ..HolderState::default() };
+        let state = HolderState { pid: std::process::id(), encrypts: true, ..HolderState::default() };
         Self {
             outlet,
             journal,

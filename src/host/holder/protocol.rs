@@ -14,6 +14,7 @@ use crate::host::api::migration::RdmaPort;
 use crate::host::demo_options::GuestKind;
 use crate::memory::HugePages;
 use crate::migration::convergence::OnNoConvergence;
+use crate::session::RdmaTuning;
 use crate::session::mode::TransferMode;
 use crate::session::trust::TlsFiles;
 
@@ -51,6 +52,9 @@ pub struct MovePath {
     /// The interface that carries it, and no other.
     #[serde(default)]
     pub interface: Option<String>,
+    /// Whether memory may go over it in plain whatever the host file demands.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// The most that a migration may send, in bytes a second.
@@ -108,6 +112,12 @@ pub struct MoveSpec {
     /// The most that may be sent.
     #[serde(default)]
     pub caps: Caps,
+    /// Whether memory is encrypted on its way.
+    #[serde(default)]
+    pub requires_encryption: bool,
+    /// What was chosen about RDMA.
+    #[serde(default)]
+    pub rdma: RdmaTuning,
     /// Whether RAM at the pause is digested.
     #[serde(default)]
     pub digest_ram: bool,
@@ -134,6 +144,12 @@ pub struct ReceiveSpec {
     /// What two daemons agreed on: only this migration is taken in.
     #[serde(default)]
     pub agreed: Option<Agreed>,
+    /// Whether memory is encrypted on its way.
+    #[serde(default)]
+    pub requires_encryption: bool,
+    /// What was chosen about RDMA.
+    #[serde(default)]
+    pub rdma: RdmaTuning,
     /// Whether RAM at the pause is digested.
     #[serde(default)]
     pub digest_ram: bool,
@@ -150,6 +166,9 @@ pub struct ListenAt {
     /// The interface that it is taken from, and no other.
     #[serde(default)]
     pub interface: Option<String>,
+    /// Whether memory may come over it in plain whatever the host file demands.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// What the process is told.
@@ -248,6 +267,9 @@ pub struct HolderState {
     pub settled: Option<bool>,
     /// The end of an arrival that nobody has acknowledged.
     pub arrived: Option<Box<Arrived>>,
+    /// Whether it knows how to encrypt memory on its way.
+    #[serde(default)]
+    pub encrypts: bool,
 }
 
 /// What a guest needs of a host.
@@ -419,6 +441,9 @@ pub struct MovedChannel {
     /// The RDMA port that carried its pages, if one did.
     #[serde(default)]
     pub rdma: Option<RdmaPort>,
+    /// Whether its pages were encrypted on their way.
+    #[serde(default)]
+    pub encrypted: bool,
     /// Bytes carried.
     pub bytes: u64,
     /// Whether it was lost on the way.

@@ -23,8 +23,10 @@ use crate::migration::convergence::Limits;
 use crate::migration::handover::{Arrival, Outcome};
 use crate::migration::source::Patience;
 use crate::session::caps::RateCaps;
+use crate::session::mode::TransferMode;
 use crate::session::path::{InterfaceName, Path};
 use crate::session::trust::{PeerTrust, TlsFiles, TlsIdentity, Trust};
+use crate::session::{Encryption, RdmaSupport};
 use crate::units::PAGE_SIZE;
 
 /// A guest that has not written all its pages by then never will.
@@ -132,7 +134,10 @@ impl Holder {
         let endpoint = self.endpoint_for(spec, &agreement)?;
         let addresses = endpoint.local_addresses();
         let (cancel, signal) = cancel_pair();
+        let isolated = spec.listen.iter().filter(|at| at.isolated).map(|at| at.address).collect();
         let options = ReceiveOptions {
+            rdma: Some(RdmaSupport::of_this_host_with(&spec.rdma)),
+            encryption: Encryption { required: spec.requires_encryption, isolated },
             digest_ram: spec.digest_ram,
             cancel: signal,
             faults: self.faults(spec.fault.as_ref())?,
@@ -218,6 +223,7 @@ impl Holder {
         let (peer_gone, peer_gone_signal) = peer_gone_pair();
         let caps = RateCaps::default();
         set_caps(&caps, &spec.caps);
+        let isolated = spec.paths.iter().filter(|path| path.isolated).filter_map(|path| path.source);
         let options = MigrateOptions {
             migration: agreement.admission.map(|admission| admission.migration),
             admission: agreement.admission.map_or(Secret::NONE, |admission| admission.secret),
@@ -228,6 +234,8 @@ impl Holder {
             answering: spec.answering.clone(),
             channels: spec.channels,
             mode: spec.mode,
+            rdma: rdma(spec),
+            encryption: Encryption { required: spec.requires_encryption, isolated: isolated.collect() },
             rate_caps: caps.clone(),
             limits: Limits {
                 downtime: Duration::from_millis(spec.downtime_limit_ms),
@@ -358,6 +366,12 @@ impl Agreement {
 fn trust(files: &TlsFiles) -> Result<Trust, String> {
     let identity = TlsIdentity::load(files).map_err(|error| chain(&error))?;
     Ok(Trust::Tls(Arc::new(identity)))
+}
+
+/// This host's devices, where the mode asks for them.
+fn rdma(spec: &MoveSpec) -> Option<RdmaSupport> {
+    let wanted = matches!(spec.mode, TransferMode::Rdma | TransferMode::Auto);
+    wanted.then(|| RdmaSupport::of_this_host_with(&spec.rdma))
 }
 
 fn interface(name: Option<&String>) -> Result<Option<InterfaceName>, String> {

@@ -19,15 +19,14 @@ pub fn offers(interfaces: &[Interface], networks: &Networks) -> Vec<Offer> {
             let (loopback, others): (Vec<_>, Vec<_>) =
                 interfaces.iter().partition(|interface| interface.loopback);
             for interface in others.into_iter().chain(loopback) {
-                add(&mut offers, interface, None, |_| true);
+                add(&mut offers, interface, (None, false), |_| true);
             }
         }
         Networks::Listed(list) => {
             for network in list {
                 for interface in interfaces {
-                    add(&mut offers, interface, network.bandwidth_cap, |address| {
-                        matches(network, interface, address)
-                    });
+                    let said = (network.bandwidth_cap, network.isolated);
+                    add(&mut offers, interface, said, |address| matches(network, interface, address));
                 }
             }
         }
@@ -42,8 +41,13 @@ pub fn unmatched(interfaces: &[Interface], networks: &Networks) -> Vec<String> {
     list.iter().filter_map(|network| why_unmatched(interfaces, network)).collect()
 }
 
-/// Adds the addresses of an interface that is up and that `wanted` takes.
-fn add(offers: &mut Vec<Offer>, interface: &Interface, cap: Option<u64>, wanted: impl Fn(IpAddr) -> bool) {
+/// Adds the addresses of an interface that is up and that `wanted` takes, with the cap of their network and whether it is isolated.
+fn add(
+    offers: &mut Vec<Offer>,
+    interface: &Interface,
+    (cap, isolated): (Option<u64>, bool),
+    wanted: impl Fn(IpAddr) -> bool,
+) {
     if !interface.up {
         return;
     }
@@ -61,6 +65,7 @@ fn add(offers: &mut Vec<Offer>, interface: &Interface, cap: Option<u64>, wanted:
                 speed_bits_per_second: interface.speed_bits_per_second,
                 bandwidth_cap: cap,
                 loopback: interface.loopback,
+                isolated,
             });
         }
     }
@@ -151,6 +156,7 @@ mod tests {
                 Err(_) => NetworkMatch::Interface(text.parse().unwrap()),
             },
             bandwidth_cap: Some(at as u64),
+            isolated: at % 2 == 1,
         };
         Networks::Listed(networks.iter().enumerate().map(network).collect())
     }
@@ -192,9 +198,10 @@ mod tests {
             speed_bits_per_second: Some(2),
             bandwidth_cap: Some(1),
             loopback: false,
+            isolated: true,
         };
         assert_eq!(offers[1], eth0);
-        assert_eq!(offers[0].bandwidth_cap, Some(0));
+        assert_eq!((offers[0].bandwidth_cap, offers[0].isolated), (Some(0), false));
     }
 
     #[test]

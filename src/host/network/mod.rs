@@ -57,6 +57,9 @@ pub struct Offer {
     /// Whether it leads only to the host itself.
     #[serde(default)]
     pub loopback: bool,
+    /// Whether the host file says that nobody else is on its network.
+    #[serde(default)]
+    pub isolated: bool,
 }
 
 /// Why the kernel did not tell of its network.

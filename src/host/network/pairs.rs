@@ -72,6 +72,8 @@ fn path(our: &Offer, their: &Offer) -> PathInfo {
         speed_bits_per_second: speeds.into_iter().flatten().min(),
         mtu: our.mtu.min(their.mtu),
         bandwidth_cap: our.bandwidth_cap,
+        isolated: our.isolated,
+        peer_isolated: their.isolated,
     }
 }
 

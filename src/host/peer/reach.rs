@@ -133,6 +133,7 @@ mod tests {
             speed_bits_per_second: None,
             bandwidth_cap: None,
             loopback: false,
+            isolated: false,
         }
     }
 

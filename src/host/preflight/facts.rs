@@ -47,6 +47,8 @@ pub struct Known {
     pub max_incoming: u32,
     /// Whether it does without proof of who asks.
     pub insecure: bool,
+    /// Whether its host file demands that memory is encrypted on its way.
+    pub requires_encryption: bool,
 }
 
 /// Why a host does not know itself.
@@ -87,6 +89,8 @@ pub fn gather(known: Known, sources: &Sources) -> Result<HostFacts, FactsError> 
         max_incoming: known.max_incoming,
         clock: clock.map_or(0.0, |since| since.as_secs_f64()),
         insecure: known.insecure,
+        requires_encryption: known.requires_encryption,
+        takes_encrypted: !known.insecure,
     })
 }
 

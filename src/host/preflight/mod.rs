@@ -66,6 +66,12 @@ pub struct HostFacts {
     pub clock: f64,
     /// Whether this host does without proof of who asks.
     pub insecure: bool,
+    /// Whether its host file demands that memory is encrypted on its way.
+    #[serde(default)]
+    pub requires_encryption: bool,
+    /// Whether it takes memory that is encrypted: it has certificates, and a release that knows how.
+    #[serde(default)]
+    pub takes_encrypted: bool,
 }
 
 /// What hosts of a release without RDMA say of it.

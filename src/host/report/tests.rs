@@ -8,6 +8,7 @@ fn sample() -> Report {
         remote: "127.0.0.1:7400".to_owned(),
         interface: Some("lo".to_owned()),
         rdma: None,
+        encrypted: false,
         bytes,
     };
     let round = |pages: u64, seconds, dirtied| RoundReport {

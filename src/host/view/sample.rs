@@ -227,6 +227,8 @@ fn paths() -> Vec<PathInfo> {
         speed_bits_per_second: speed,
         mtu: 9000,
         bandwidth_cap: cap,
+        isolated: false,
+        peer_isolated: false,
     };
     vec![path(1, Some(1_000_000_000), None), path(2, None, Some(100 * MIB))]
 }
@@ -254,6 +256,7 @@ fn channels() -> Vec<ChannelInfo> {
         remote: format!("10.0.{network}.2:7400"),
         interface: Some(format!("pf{network}")),
         rdma: None,
+        encrypted: false,
         bytes,
         lost,
     };

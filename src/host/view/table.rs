@@ -70,6 +70,7 @@ pub(in crate::host) fn channels<'a>(channels: impl Iterator<Item = &'a ChannelIn
             channel.interface.as_deref().map_or_else(|| "unknown".to_owned(), clean),
             match &channel.rdma {
                 Some(rdma) => format!("RDMA, {} port {}, {}", clean(&rdma.device), rdma.port, gid(rdma.gid)),
+                None if channel.encrypted => "TCP, encrypted".to_owned(),
                 None => "TCP".to_owned(),
             },
             Bytes(channel.bytes).to_string(),

@@ -1,10 +1,10 @@
-//! How channels come into a session: a TCP connection as it is, or the queue pair that is agreed on over one.
+//! How channels come into a session: a TCP connection, as it is or under TLS, or the queue pair that is agreed on over one.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use super::{Attached, DestinationEvent, DestinationShared, State};
-use crate::channel::{AcceptedChannel, ChannelError, ChannelLink, tcp};
+use crate::channel::{AcceptedChannel, ChannelError, ChannelLink, sealed, tcp};
 use crate::session::error::SessionError;
 use crate::session::handshake::write_reply;
 use crate::session::path::interface_of;
@@ -40,27 +40,34 @@ impl DestinationShared {
         id: ChannelId,
         deadline: Instant,
     ) -> bool {
-        // The listener refuses others in words.
-        let Some(stream) = stream.into_plain() else { return false };
-        let answer = stream.try_clone().map(Stream::Plain);
-        let refuse = |text: &str| {
+        let refuse = |stream: &Stream, code: RefusalCode, text: &str| {
             tracing::warn!(migration = %self.migration, channel = %id, text, "data channel refused");
-            if let Ok(answer) = &answer {
-                let _ = write_reply(answer, &Reply::refused(RefusalCode::NotNow, text), deadline);
-            }
+            let _ = write_reply(stream, &Reply::refused(code, text), deadline);
             false
         };
-        let open = || Ok(tcp::receive(stream, self.memory.clone(), self.options)?);
+        if !stream.is_encrypted()
+            && let Ok(at) = stream.socket().local_addr()
+            && let Some(why) = self.encryption.refuses_plain(at.ip())
+        {
+            return refuse(&stream, RefusalCode::Untrusted, why);
+        }
+        let Ok(answer) = stream.share() else { return false };
+        let open = || {
+            let memory = self.memory.clone();
+            Ok(match stream.into_sealed() {
+                Ok(stream) => sealed::receive(stream, memory, self.options.link_timeout)?,
+                Err(stream) => tcp::receive(stream, memory, self.options)?,
+            })
+        };
         let attached = self.register(id, open, |opened| opened.link.clone());
         match attached {
             Ok((opened, stats)) => {
-                let accepted =
-                    answer.is_ok_and(|answer| write_reply(&answer, &Reply::accepted(0), deadline).is_ok());
+                let accepted = write_reply(&answer, &Reply::accepted(0), deadline).is_ok();
                 self.start(id, accepted.then_some(opened), stats);
                 true
             }
-            Err(NotAttached::NoPlace(reason)) => refuse(reason),
-            Err(NotAttached::Channel(error)) => refuse(&error.to_string()),
+            Err(NotAttached::NoPlace(reason)) => refuse(&answer, RefusalCode::NotNow, reason),
+            Err(NotAttached::Channel(error)) => refuse(&answer, RefusalCode::NotNow, &error.to_string()),
         }
     }
 
@@ -121,6 +128,7 @@ impl State {
 
 #[cfg(feature = "rdma")]
 mod with_rdma {
+    use std::net::{IpAddr, Ipv6Addr};
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
@@ -174,6 +182,13 @@ mod with_rdma {
                 let _ = write_reply(stream, &Reply::refused(RefusalCode::NotNow, text), deadline);
                 false
             };
+            if stream.is_encrypted() {
+                return refuse(&stream, "a channel of RDMA is agreed on without TLS");
+            }
+            let own = stream.socket().local_addr().map_or(IpAddr::V6(Ipv6Addr::UNSPECIFIED), |at| at.ip());
+            if let Some(reason) = self.encryption.refuses_rdma(own) {
+                return refuse(&stream, &reason);
+            }
             let reason = self.lock().no_place_for(id);
             if let Some(reason) = reason {
                 return refuse(&stream, reason);
@@ -185,7 +200,7 @@ mod with_rdma {
             if write_reply(&stream, &Reply::accepted(0), deadline).is_err() {
                 return false;
             }
-            let Some(stream) = stream.into_plain() else { return false };
+            let Ok(stream) = stream.into_plain() else { return false };
             let left = time_left(deadline).ok();
             if left.is_none() || stream.set_read_timeout(left).is_err() {
                 return false;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use super::rdma_side::RdmaSide;
 use super::{Lane, SourceOptions, SourceShared};
-use crate::channel::OpenChannel;
 use crate::channel::tcp::{self, TcpOptions};
+use crate::channel::{ChannelError, OpenChannel, sealed};
 use crate::session::error::SessionError;
-use crate::session::handshake::dial_plain;
+use crate::session::handshake::{dial, dial_plain};
 use crate::session::path::{Path, interface_of};
 use crate::session::report::SessionEvent;
 use crate::session::worker::Worker;
@@ -73,21 +73,42 @@ fn dial_channel(
     path: &Path,
     timeout: Duration,
 ) -> Result<OpenChannel, SessionError> {
-    let purpose = match rdma {
-        Some(rdma) => {
-            rdma.look_at(path)?;
-            Purpose::RdmaData { channel: id.0 }
-        }
-        None => Purpose::Data { channel: id.0 },
-    };
-    let preamble = Preamble::new(purpose, options.migration, options.secret);
-    let stream = dial_plain(path, &preamble, timeout)?;
-    let tcp_options = TcpOptions { link_timeout: options.link_timeout, ..TcpOptions::default() };
     let opened = match rdma {
-        Some(rdma) => rdma.open(stream),
-        None => tcp::open(stream, options.memory.clone(), tcp_options),
+        Some(rdma) => {
+            if let Some(why) = options.encryption.forbids_rdma(path) {
+                return Err(SessionError::NoRdma(why));
+            }
+            rdma.look_at(path)?;
+            let purpose = Purpose::RdmaData { channel: id.0 };
+            let preamble = Preamble::new(purpose, options.migration, options.secret);
+            rdma.open(dial_plain(path, &preamble, timeout)?)
+        }
+        None => open_tcp(options, id, path, timeout)?,
     };
     opened.map_err(|cause| SessionError::Channel { remote: path.destination, cause })
+}
+
+/// A TCP connection that carries pages, encrypted where a host demands that.
+fn open_tcp(
+    options: &SourceOptions,
+    id: ChannelId,
+    path: &Path,
+    timeout: Duration,
+) -> Result<Result<OpenChannel, ChannelError>, SessionError> {
+    let preamble = Preamble::new(Purpose::Data { channel: id.0 }, options.migration, options.secret);
+    let memory = options.memory.clone();
+    if !options.encryption.demands(path) {
+        let tcp_options = TcpOptions { link_timeout: options.link_timeout, ..TcpOptions::default() };
+        return Ok(tcp::open(dial_plain(path, &preamble, timeout)?, memory, tcp_options));
+    }
+    if let Some(why) = options.encryption.cannot(path) {
+        return Err(SessionError::NoEncryption(why));
+    }
+    let (stream, _) = dial(path, &preamble, &options.encryption.trust, timeout)?;
+    let stream = stream
+        .into_sealed()
+        .map_err(|_| SessionError::NoEncryption("the connection came about without TLS".to_owned()))?;
+    Ok(sealed::open(stream, memory, options.link_timeout))
 }
 
 impl SourceShared {
@@ -149,7 +170,10 @@ impl SourceShared {
         };
         let rdma = self.rdma_if(carried_by_rdma);
         let opened = dial_channel(&self.options, rdma, id, &path, self.options.link_timeout.min(ATTEMPT));
-        if matches!(opened, Err(SessionError::Connect { .. } | SessionError::NoRdma(_))) {
+        if matches!(
+            opened,
+            Err(SessionError::Connect { .. } | SessionError::NoRdma(_) | SessionError::NoEncryption(_))
+        ) {
             // The destination has never heard of this number: a path that stays down does not use them up.
             let mut state = self.lock();
             if state.next_channel == id.0 + 1 {

@@ -1,4 +1,5 @@
-//! A way through which connections pass, that can be cut, shut and opened again, and that remembers how each began.
+//! A way through which connections pass, that can be cut, shut and opened again, and that remembers how each began and, where it
+//! is asked to, all that went by.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -21,6 +22,8 @@ struct Shared {
     shut: AtomicBool,
     passing: Mutex<Vec<TcpStream>>,
     preambles: Mutex<Vec<[u8; PREAMBLE_BYTES]>>,
+    /// What went by, in both directions, where it is to be remembered.
+    heard: Mutex<Option<Vec<u8>>>,
 }
 
 impl Gate {
@@ -31,6 +34,7 @@ impl Gate {
             shut: AtomicBool::new(true),
             passing: Mutex::default(),
             preambles: Mutex::default(),
+            heard: Mutex::default(),
         };
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
         let mut gate = Self { address, shared: Arc::new(shared), keeper: None };
@@ -46,6 +50,16 @@ impl Gate {
     /// How each connection began, in order.
     pub(super) fn preambles(&self) -> Vec<[u8; PREAMBLE_BYTES]> {
         self.shared.preambles.lock().unwrap().clone()
+    }
+
+    /// Remembers from now on what goes by.
+    pub(super) fn eavesdrop(&self) {
+        self.shared.heard.lock().unwrap().get_or_insert_default();
+    }
+
+    /// What went by since.
+    pub(super) fn heard(&self) -> Vec<u8> {
+        self.shared.heard.lock().unwrap().clone().unwrap_or_default()
     }
 
     /// Cuts every connection; new ones may pass.
@@ -104,14 +118,23 @@ impl Shared {
             }
             shared.preambles.lock().unwrap().push(preamble);
             let (mut from, mut back) = (far.try_clone().unwrap(), near.try_clone().unwrap());
-            let back = std::thread::spawn(move || carry(&mut from, &mut back));
-            carry(&mut near, &mut far);
+            let returning = Arc::clone(&shared);
+            let back = std::thread::spawn(move || returning.carry(&mut from, &mut back));
+            shared.carry(&mut near, &mut far);
             back.join().unwrap();
         });
     }
-}
 
-fn carry(from: &mut TcpStream, to: &mut TcpStream) {
-    let _ = std::io::copy(from, to);
-    let _ = to.shutdown(Shutdown::Write);
+    fn carry(&self, from: &mut TcpStream, to: &mut TcpStream) {
+        let mut bytes = vec![0; 64 << 10];
+        while let Ok(got @ 1..) = from.read(&mut bytes) {
+            if let Some(heard) = &mut *self.heard.lock().unwrap() {
+                heard.extend(&bytes[..got]);
+            }
+            if to.write_all(&bytes[..got]).is_err() {
+                break;
+            }
+        }
+        let _ = to.shutdown(Shutdown::Write);
+    }
 }

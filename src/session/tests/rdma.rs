@@ -27,6 +27,11 @@ impl Rails {
 
     /// Hosts whose devices have these addresses.
     fn between(ours: &[IpAddr], theirs: &[IpAddr]) -> Self {
+        Self::demanding(ours, theirs, Encryption::default())
+    }
+
+    /// A destination that demands this of the payload.
+    fn demanding(ours: &[IpAddr], theirs: &[IpAddr], encryption: Encryption) -> Self {
         let network = Network::default();
         let (ours, theirs) = (network.host(ours), network.host(theirs));
         let (sender, incoming) = unbounded();
@@ -36,7 +41,8 @@ impl Rails {
         let (sender, events) = unbounded();
         let memory = memory(Backing::Memfd);
         let rdma = RdmaSupport::with(theirs.clone(), RdmaOptions::default());
-        let session = DestinationSession::with(memory.clone(), MIGRATION, PATIENCE, &rdma, sender);
+        let session =
+            DestinationSession::with(memory.clone(), MIGRATION, PATIENCE, &rdma, encryption, sender);
         listener.register(MIGRATION, SECRET, &session, &links.destination);
         let host = Host { listener, memory, session, events, links };
         Self { network, ours, theirs, host, source: super::memory(Backing::Memfd), seed: 77 }
@@ -106,6 +112,52 @@ impl Rails {
         self.host.session.close();
         assert_eq!(self.network.held(), (0, 0), "regions and queue pairs that are left");
     }
+}
+
+/// Encryption on every network but those of these addresses.
+fn required(isolated: &[IpAddr]) -> Encryption {
+    Encryption { required: true, isolated: isolated.to_vec() }
+}
+
+/// RDMA's payload is plain, so it is used on isolated networks only: here the second rail.
+#[test]
+fn a_rail_that_has_to_be_encrypted_is_left_out() {
+    for encryption in [
+        EncryptionPolicy { ours: required(&RAILS[1..]), ..EncryptionPolicy::default() },
+        EncryptionPolicy { theirs: required(&RAILS[1..]), ..EncryptionPolicy::default() },
+    ] {
+        let mut rails = Rails::demanding(&RAILS, &RAILS, required(&RAILS[1..]));
+        let all = rails.scribble(500);
+        let options = SourceOptions { encryption, ..rails.options(&rails.paths(), 2) };
+        let (sender, events) = unbounded();
+        let session = SourceSession::open(options, sender).unwrap();
+        match next(&events) {
+            SessionEvent::PathLeftOut { path, reason } => {
+                assert_eq!(path.source, Some(RAILS[0]));
+                assert!(reason.contains("demands encryption, and RDMA's payload is plain"), "{reason}");
+            }
+            other => panic!("{other:?} instead of a path that is left out"),
+        }
+        assert_eq!(carriers(&session), [(TransferMode::Rdma, true)]);
+        rails.round(&session, &events, 0, all);
+        rails.close(session);
+    }
+}
+
+/// A source that knows of no such demand is refused in words, and TCP is refused as well.
+#[test]
+fn a_destination_refuses_rdma_where_it_demands_encryption() {
+    let rails = Rails::demanding(&RAILS, &RAILS, required(&[]));
+    let (sender, events) = unbounded();
+    let error = SourceSession::open(rails.options(&rails.paths(), 2), sender).unwrap_err();
+    assert!(matches!(error, SessionError::NoChannel { .. }), "{error:?}");
+    let (to, reason) = changed(&events);
+    assert_eq!(to, TransferMode::Tcp);
+    assert!(
+        reason.contains("the host file of the destination demands encryption, and RDMA's payload"),
+        "{reason}"
+    );
+    assert_eq!(rails.network.held(), (0, 0));
 }
 
 /// Waits for a change of what carries the pages.

@@ -14,6 +14,7 @@ fn offer(text: &str) -> Offer {
         speed_bits_per_second: None,
         bandwidth_cap: None,
         loopback: interface == "lo",
+        isolated: false,
     }
 }
 

@@ -16,6 +16,7 @@ fn offer(interface: &str, address: &str, mtu: u32) -> Offer {
         speed_bits_per_second: None,
         bandwidth_cap: None,
         loopback: interface == "lo",
+        isolated: false,
     }
 }
 
@@ -28,6 +29,8 @@ fn path(interface: &str, source: &str, destination: &str, mtu: u32) -> PathInfo 
         speed_bits_per_second: None,
         mtu,
         bandwidth_cap: None,
+        isolated: false,
+        peer_isolated: false,
     }
 }
 

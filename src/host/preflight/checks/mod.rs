@@ -4,6 +4,7 @@
 //! The names are stable, `docs/preflight.md` lists them. Every failed check says what to do.
 
 mod destination;
+mod encryption;
 mod links;
 mod source;
 

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::encryption::{encryption, forbids_rdma};
 use super::links::links;
 use super::{failed, note, passed, slots};
 use crate::host::api::check::{Check, PathInfo};
@@ -45,6 +46,7 @@ pub fn at_source(view: &SourceView<'_>) -> Vec<Check> {
     checks.push(slots(&view.ours.name, "outgoing", view.free_outgoing, view.max_outgoing));
     checks.push(clock(view));
     checks.push(trust(view));
+    checks.push(encryption(view));
     checks.push(mode(view));
     checks
 }
@@ -144,7 +146,8 @@ fn speed(paths: &[PathInfo]) -> Option<u64> {
 fn mode(view: &SourceView<'_>) -> Check {
     let asked = view.mode;
     let can = |host: &HostFacts| Capabilities::with_rdma(host.no_rdma.as_deref());
-    let resolved = resolve(asked, &can(view.ours), &can(view.theirs), speed(view.paths));
+    let resolved =
+        resolve(asked, &can(view.ours), &can(view.theirs), speed(view.paths), forbids_rdma(view).as_deref());
     if asked == TransferMode::Rdma && resolved.used != asked {
         let advice = "nothing to do; ask for another mode to be rid of this note";
         return note("mode", format!("rdma is asked for; {}", resolved.reason), advice);

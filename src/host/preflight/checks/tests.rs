@@ -21,6 +21,7 @@ fn host(name: &str, last: u8) -> HostFacts {
         speed_bits_per_second: Some(25_000_000_000),
         bandwidth_cap: None,
         loopback: false,
+        isolated: false,
     };
     HostFacts {
         name: name.into(),
@@ -34,6 +35,8 @@ fn host(name: &str, last: u8) -> HostFacts {
         max_incoming: 2,
         clock: 1e9,
         insecure: false,
+        requires_encryption: false,
+        takes_encrypted: true,
     }
 }
 

@@ -11,6 +11,7 @@ use crate::host::api::migration::{
 };
 use crate::host::holder::protocol::{MoveProgress, Moved, MovedRound};
 use crate::session::mode::TransferMode;
+use crate::units::Bytes;
 
 /// How often the course of a migration is noted at first; half as often after every 500 samples.
 const SAMPLE: Duration = Duration::from_millis(100);
@@ -142,6 +143,30 @@ fn sample(active: &mut Active, progress: &MoveProgress, links: &[LinkProgress]) 
 fn round(round: &MovedRound) -> RoundInfo {
     let MovedRound { pages, bytes, wire_bytes, seconds, dirtied } = *round;
     RoundInfo { pages, bytes, wire_bytes, seconds, dirtied }
+}
+
+/// What carried the pages, for the log: each kind of channel with the interface, and the device, port and GID of RDMA.
+pub(super) fn carried(channels: &[ChannelInfo]) -> Option<String> {
+    let mut kinds: BTreeMap<(String, String), (usize, u64)> = BTreeMap::new();
+    for channel in channels {
+        let by = match &channel.rdma {
+            Some(rdma) => format!("RDMA ({} port {}, GID {})", rdma.device, rdma.port, rdma.gid),
+            None if channel.encrypted => "TCP under TLS".to_owned(),
+            None => "TCP".to_owned(),
+        };
+        let interface = channel.interface.clone().unwrap_or_else(|| "an unknown interface".to_owned());
+        let (count, bytes) = kinds.entry((interface, by)).or_default();
+        *count += 1;
+        *bytes += channel.bytes;
+    }
+    let said: Vec<String> = kinds
+        .into_iter()
+        .map(|((interface, by), (count, bytes))| {
+            let s = if count == 1 { "" } else { "s" };
+            format!("{} by {count} channel{s} of {by} on {interface}", Bytes(bytes))
+        })
+        .collect();
+    (!said.is_empty()).then(|| format!("carried {}", said.join(", ")))
 }
 
 pub(super) fn note_moved(active: &mut Active, moved: &Moved) {

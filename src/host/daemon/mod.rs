@@ -169,12 +169,16 @@ impl Daemon {
         migration.total_seconds = migration.total_seconds.or(migration.started_at.map(|began| end - began));
         migration.cause = cause.or(migration.cause);
         let text = ending(&migration);
-        migration.log.push(LogLine { at: end, text: text.clone() });
+        let said = account::carried(&migration.channels).into_iter().chain([text]);
+        let said: Vec<LogLine> = said.map(|text| LogLine { at: end, text }).collect();
+        migration.log.extend(said.iter().cloned());
         // The record of the end comes first: a crash in between is found out again from the guest's process or the journal.
         self.recorded(&migration);
         self.wrote(self.store.remove_migration(id));
         drop(tables);
-        log_line(id, &migration.guest, migration.insecure, &text);
+        for line in said {
+            log_line(id, &migration.guest, migration.insecure, &line.text);
+        }
         self.metrics.ended(&migration);
         self.freed.notify_waiters();
     }

@@ -207,6 +207,14 @@ impl Daemon {
     ) -> Result<(), MigrateFailure> {
         let refused = |why: String| MigrateFailure::Refused(why);
         let process = self.process(name).map_err(|error| refused(error.to_string()))?;
+        if spec.requires_encryption && !process.hello().encrypts {
+            // It would skip the word, and send in plain.
+            return Err(refused(
+                "the host file demands encryption, and the guest's process is of a release that does not encrypt memory; mark a \
+                 network isolated = true and take encryption out to move it, or start the guest anew"
+                    .into(),
+            ));
+        }
         self.guest_is(name, GuestState::Moving, None);
         let cancelled = self.with_migration(id, true, |active| {
             active.migration.state = MigrationState::Running;

@@ -85,17 +85,27 @@ impl Case {
     fn with(change: impl FnOnce(&mut Self)) -> Vec<Check> {
         let mut case = Self::good();
         change(&mut case);
+        case.checks()
+    }
+
+    fn checks(&self) -> Vec<Check> {
         at_source(&SourceView {
-            ours: &case.ours,
-            theirs: &case.theirs,
-            round_trip: case.round_trip,
-            unmatched: &case.unmatched,
-            paths: &case.paths,
-            probes: &case.probes,
-            free_outgoing: case.free_outgoing,
-            max_outgoing: case.max_outgoing,
-            mode: case.mode,
+            ours: &self.ours,
+            theirs: &self.theirs,
+            round_trip: self.round_trip,
+            unmatched: &self.unmatched,
+            paths: &self.paths,
+            probes: &self.probes,
+            free_outgoing: self.free_outgoing,
+            max_outgoing: self.max_outgoing,
+            mode: self.mode,
         })
+    }
+
+    /// How one check came out, and its finding.
+    fn find(&self, name: &str) -> (CheckStatus, String) {
+        let check = self.checks().into_iter().find(|check| check.name == name).expect("it is made");
+        (check.status, check.finding)
     }
 }
 
@@ -141,6 +151,7 @@ fn nothing_stands_in_the_way_of_a_good_pair_and_every_check_is_there() {
             "slots",
             "clock",
             "trust",
+            "encryption",
             "mode"
         ]
     );
@@ -478,4 +489,67 @@ fn what_a_peer_says_does_not_rewrite_the_terminal() {
     let checks = Case::with(|case| case.theirs.name = "b\u{1b}[2J\n".into());
     assert!(checks.iter().all(|check| !check.finding.contains(char::is_control)));
     assert!(checks[0].finding.contains("b [2J "));
+}
+
+/// Whether memory is encrypted follows from what both host files demand, and what they call isolated.
+#[test]
+fn encryption_is_done_where_it_is_demanded_and_refused_where_it_cannot_be() {
+    let found = |change: fn(&mut Case)| {
+        let mut case = Case::good();
+        change(&mut case);
+        case.find("encryption")
+    };
+    let (status, finding) = found(|_| {});
+    assert_eq!(status, CheckStatus::Passed);
+    assert!(finding.contains("travels in plain"), "{finding}");
+    let (status, finding) = found(|case| case.ours.requires_encryption = true);
+    assert_eq!(status, CheckStatus::Passed);
+    assert_eq!(finding, "the host file of a demands encryption: guest memory is encrypted on its way");
+    // What the source calls isolated is no matter to the destination.
+    let (_, finding) = found(|case| {
+        case.theirs.requires_encryption = true;
+        case.paths.iter_mut().for_each(|path| path.isolated = true);
+    });
+    assert_eq!(finding, "the host file of b demands encryption: guest memory is encrypted on its way");
+    let partly = |case: &mut Case| {
+        (case.ours.requires_encryption, case.theirs.requires_encryption) = (true, true);
+        (case.paths[1].isolated, case.paths[1].peer_isolated) = (true, true);
+    };
+    let (status, finding) = found(partly);
+    assert_eq!(status, CheckStatus::Passed);
+    assert_eq!(
+        finding,
+        "both host files demand encryption: guest memory is encrypted on eth1, and plain on eth2, which is isolated"
+    );
+    let mut case = Case::good();
+    partly(&mut case);
+    case.mode = TransferMode::Rdma;
+    (case.ours.no_rdma, case.theirs.no_rdma) = (None, None);
+    let (status, finding) = case.find("encryption");
+    assert_eq!(status, CheckStatus::Note);
+    assert!(finding.ends_with("RDMA encrypts nothing and is used on eth2 only"), "{finding}");
+    assert_eq!(case.find("mode").0, CheckStatus::Passed);
+    case.paths[1].peer_isolated = false;
+    let (status, finding) = case.find("mode");
+    assert_eq!(status, CheckStatus::Note);
+    assert!(
+        finding
+            .contains("RDMA is not allowed (both host files demand encryption, and RDMA's payload is plain"),
+        "{finding}"
+    );
+
+    for (change, words) in [
+        ((|case| case.theirs.insecure = true) as fn(&mut Case), "and b has no certificates"),
+        (|case| case.theirs.takes_encrypted = false, "and b (pageferry "),
+    ] {
+        let mut case = Case::good();
+        case.ours.requires_encryption = true;
+        change(&mut case);
+        let (status, finding) = case.find("encryption");
+        assert_eq!(status, CheckStatus::Failed);
+        assert!(finding.contains(words), "{finding}");
+        // Where nothing is encrypted, nobody has to be able to.
+        case.paths.iter_mut().for_each(|path| path.isolated = true);
+        assert_eq!(case.find("encryption").0, CheckStatus::Passed);
+    }
 }

@@ -24,6 +24,7 @@ use crate::channel::tcp::{self, TcpOptions};
 use crate::channel::{AcceptedChannel, Arrival, ChannelError, ChannelLink, ChannelReceiver};
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
+use crate::memory::huge::HugeFiller;
 use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::{MigrationId, RefusalCode, Reply};
@@ -92,6 +93,7 @@ pub(super) struct DestinationShared {
     events: Sender<DestinationEvent>,
     /// Pages that something other than zero was, or may have been, written to.
     written: WrittenPages,
+    filler: HugeFiller,
     state: Mutex<State>,
     /// A channel finished, or is waiting at a barrier.
     quiet: Condvar,
@@ -150,6 +152,7 @@ impl DestinationSession {
     ) -> Self {
         let shared = DestinationShared {
             written: WrittenPages::new(memory.layout().total_pages()),
+            filler: HugeFiller::default(),
             memory,
             migration,
             options: TcpOptions { link_timeout, ..TcpOptions::default() },
@@ -334,17 +337,6 @@ impl DestinationShared {
         state.park(own, false);
         Ok(!state.ended && !state.fenced.contains(&own))
     }
-
-    /// Overwrites with zeros what was written to before; the rest is zero already.
-    fn zero(&self, runs: &[Run]) {
-        for run in runs {
-            for page in run.start.0..run.end() {
-                if self.written.contains(page) {
-                    self.memory.zero_run(Run::new(page, 1));
-                }
-            }
-        }
-    }
 }
 
 impl State {
@@ -417,12 +409,16 @@ impl Lane<'_> {
 
     fn receive_one(&mut self) -> Result<(), Gone> {
         let shared = self.shared;
-        let mut about_to_place = |runs: &[Run]| shared.written.insert(runs);
+        let mut preparing = Duration::ZERO;
+        let mut about_to_place = |runs: &[Run]| preparing += shared.about_to_place(runs);
         let arrived = self.receiver.next(&mut about_to_place)?;
         let (sequence, began) = (arrived.sequence, Instant::now());
         let (mut placed, mut barrier) = (0, None);
-        let mut frame =
-            Counted { wire_bytes: arrived.wire_bytes, placing: arrived.placing, ..Counted::default() };
+        let mut frame = Counted {
+            wire_bytes: arrived.wire_bytes,
+            placing: arrived.placing + preparing,
+            ..Counted::default()
+        };
         match arrived.what {
             Arrival::Placed { pages } => placed = pages,
             Arrival::Packed { runs, pages, packed } => {

@@ -7,11 +7,17 @@
 //! compressed. A level that looks cheaper than what is done now is tried on a few batches; what these really cost decides.
 //! That catches what no sample shows: a destination that takes batches apart slower than its wire brings them.
 //!
+//! Memory is a mixture: a part of it shrinks and another (packed files, ciphertext) does not. A batch that did not shrink says
+//! nothing of its level, so it counts neither for nor against it; those that follow are probed by a sample first. A level is given
+//! up when what such batches and probes take is more than [`WASTE`], or when nothing shrinks any more.
+//!
 //! Samples, trials that failed and looks back at raw are paid from one budget: [`BUDGET`] of all time, and [`CREDIT`] once.
 //! So a channel on which compression never pays is hardly slower than one that never compresses.
 
 /// The zstd levels that are worth having, by rising effort. Negative levels trade ratio for speed.
 pub const LEVELS: [i32; 6] = [-5, -1, 1, 3, 6, 9];
+/// What a batch is probed with: whether it shrinks, not how well.
+pub const PROBE_LEVEL: i32 = LEVELS[0];
 /// How many pages of a batch a sample takes: 16 x 4 KiB = 64 KiB, enough for matches within it and cheap (some 0.1 ms).
 pub const SAMPLE_PAGES: u64 = 16;
 /// The part of all sending time that may go into finding out.
@@ -37,11 +43,23 @@ const SERIAL: f64 = 0.1;
 const BACKOFF: (u64, u64) = (32, 4096);
 /// How many batches a level may be used before raw is looked at again.
 const LOOK_BACK: u64 = 256;
+/// How near the quickest level another has to be to be taken for its lesser effort, which leaves the CPU to the guest.
+const LESS_EFFORT: f64 = 1.05;
+/// The part of its time that a channel may lose to batches that did not shrink.
+pub const WASTE: f64 = 0.03;
+/// A new batch's weight in that part.
+const WASTE_WEIGHT: f64 = 0.03;
+/// How many batches are probed after one that did not shrink.
+const WARY: u32 = 32;
+/// After so many batches in a row that did not shrink, nothing is expected to.
+const HOPELESS: u32 = 64;
 /// What a level costs per byte while nothing is known: 100 MB/s, slower than level 6 is anywhere.
 const UNKNOWN_COST: f64 = 1e-8;
 
+use tally::{Average, Tally, Unshrunk};
+
 /// How to send a batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Choice {
     /// As it is.
     Raw,
@@ -57,6 +75,9 @@ pub struct Plan {
     /// Before that, compress a sample of at most [`SAMPLE_PAGES`] of it with this level, tell
     /// [`LevelController::sampled`], and throw the result away.
     pub sample: Option<i32>,
+    /// Before compressing, see by a sample with [`PROBE_LEVEL`] whether the batch shrinks, and send it raw if it does not. It
+    /// is a part of what compressing takes.
+    pub probe: bool,
 }
 
 /// What a compressed sample showed.
@@ -70,6 +91,14 @@ pub struct Sample {
     pub packed_bytes: u64,
     /// How long it took.
     pub seconds: f64,
+}
+
+impl Sample {
+    /// Whether its pages became fewer bytes.
+    #[must_use]
+    pub fn shrank(&self) -> bool {
+        self.packed_bytes < self.page_bytes
+    }
 }
 
 /// What a batch cost.
@@ -87,46 +116,6 @@ pub struct Sent {
     pub seconds: f64,
     /// Bytes that left the socket's buffer meanwhile (for the peer's), or `None` where the wire cannot tell.
     pub drained_bytes: Option<u64>,
-}
-
-/// The costs of some batches that went the same way, taken together: what one of them leaves in a buffer another drains.
-#[derive(Clone, Copy, Debug, Default)]
-struct Tally {
-    batches: u32,
-    seconds: f64,
-    page_bytes: f64,
-    wire_bytes: f64,
-    drained_bytes: Option<f64>,
-}
-
-impl Tally {
-    fn add(&mut self, sent: &Sent) {
-        self.batches += 1;
-        self.seconds += sent.seconds;
-        self.page_bytes += sent.page_bytes as f64;
-        self.wire_bytes += sent.wire_bytes as f64;
-        if let Some(drained) = sent.drained_bytes {
-            *self.drained_bytes.get_or_insert(0.0) += drained as f64;
-        }
-    }
-
-    /// Seconds per byte of pages if the buffers stayed as full as they are. `None` when nothing can be said.
-    fn cost(&self) -> Option<f64> {
-        // A buffer that grew took bytes whose sending is yet to be paid, at the rate at which it drained.
-        let owed = self.drained_bytes.map_or(1.0, |drained| (self.wire_bytes / drained).max(1.0));
-        let cost = self.seconds * owed / self.page_bytes;
-        (cost.is_finite() && cost > 0.0).then_some(cost)
-    }
-}
-
-/// A moving average.
-#[derive(Clone, Copy, Debug, Default)]
-struct Average(Option<f64>);
-
-impl Average {
-    fn add(&mut self, value: f64) {
-        self.0 = Some(self.0.map_or(value, |old| old + WEIGHT * (value - old)));
-    }
 }
 
 /// What is known of a level.
@@ -192,6 +181,7 @@ pub struct LevelController {
     next_look_back: u64,
     /// The level whose sample is due next.
     next_sample: usize,
+    unshrunk: Unshrunk,
     /// Seconds in all, and of them those spent on finding out.
     total: f64,
     spent: f64,
@@ -218,6 +208,7 @@ impl LevelController {
             backoff: BACKOFF.0,
             next_look_back: LOOK_BACK,
             next_sample: 0,
+            unshrunk: Unshrunk::default(),
             total: 0.0,
             spent: 0.0,
         }
@@ -236,7 +227,7 @@ impl LevelController {
         }
         let sample =
             (self.phase == Phase::Settled && self.raw.0.is_some()).then(|| self.due_sample(page_bytes));
-        Plan { choice: self.choice, sample: sample.flatten() }
+        Plan { choice: self.choice, sample: sample.flatten(), probe: self.unshrunk.wary > 0 }
     }
 
     /// What the sample of the last plan showed.
@@ -253,6 +244,9 @@ impl LevelController {
     pub fn sent(&mut self, sent: Sent) {
         self.batches += 1;
         self.total += sent.seconds;
+        if sent.choice != Choice::Raw && self.has_not_shrunk(&sent) {
+            return;
+        }
         if let Choice::Level(level) = sent.choice
             && let Some(arm) = arm_of(level).map(|index| &mut self.arms[index])
         {
@@ -262,9 +256,44 @@ impl LevelController {
         }
         self.tally.add(&sent);
         match self.phase {
-            Phase::Trying { batches, then } => self.tried(&sent, batches + 1, then),
+            Phase::Trying { batches, then } => self.tried(batches + 1, then),
             Phase::Settled => self.settled(),
         }
+    }
+
+    /// Counts a batch that was to be compressed; answers whether it went raw, which says nothing of the level.
+    fn has_not_shrunk(&mut self, sent: &Sent) -> bool {
+        let raw = sent.wire_bytes >= sent.page_bytes;
+        self.unshrunk.count(if raw { sent.compress_seconds } else { 0.0 }, sent.seconds);
+        if !raw {
+            self.unshrunk.row = 0;
+            self.unshrunk.wary = self.unshrunk.wary.saturating_sub(1);
+            return false;
+        }
+        self.unshrunk.row += 1;
+        self.unshrunk.wary = WARY;
+        let most = match self.phase {
+            Phase::Trying { then, .. } => {
+                self.spent += sent.compress_seconds;
+                if then == Choice::Raw { TRIAL_BATCHES } else { HOPELESS }
+            }
+            Phase::Settled => HOPELESS,
+        };
+        if self.unshrunk.waste() > WASTE || self.unshrunk.row >= most {
+            self.phase = Phase::Settled;
+            self.give_up();
+            self.backoff = (self.backoff * 2).min(BACKOFF.1);
+        }
+        true
+    }
+
+    /// Back to raw. What was measured of other levels was of another time too.
+    fn give_up(&mut self) {
+        self.choice = Choice::Raw;
+        self.unshrunk = Unshrunk::default();
+        self.tally = Tally::default();
+        self.forget();
+        self.next_trial = self.batches + self.backoff;
     }
 
     /// Looks for something cheaper than what is done now.
@@ -291,15 +320,17 @@ impl LevelController {
             Choice::Raw => None,
             Choice::Level(level) => arm_of(level).map(|index| &self.arms[index]),
         };
-        let best = self
-            .arms
-            .iter()
-            .zip(LEVELS)
-            .filter(|(_, level)| self.choice != Choice::Level(*level))
-            .filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.regret(raw, in_use), level)))
-            .min_by(|a, b| a.0.total_cmp(&b.0));
+        let others = || {
+            let not_in_use =
+                self.arms.iter().zip(LEVELS).filter(|(_, level)| self.choice != Choice::Level(*level));
+            not_in_use.filter_map(|(arm, level)| Some((arm.expected(raw)?, arm.regret(raw, in_use), level)))
+        };
+        let quickest = others().map(|(expected, ..)| expected).fold(f64::INFINITY, f64::min);
+        // The least effort of those that are about as quick.
+        let best = others().find(|(expected, ..)| *expected <= quickest * LESS_EFFORT);
         if let Some((expected, regret, level)) = best
             && expected < current * MARGIN
+            && (in_use.is_none() || self.choice > Choice::Level(level) || expected * LESS_EFFORT < current)
             && self.affordable(regret * trial_bytes)
         {
             self.start(Choice::Level(level));
@@ -317,21 +348,23 @@ impl LevelController {
         }
     }
 
-    fn tried(&mut self, sent: &Sent, batches: u32, then: Choice) {
+    fn tried(&mut self, batches: u32, then: Choice) {
         let before = match then {
             Choice::Raw => self.raw.0,
             Choice::Level(level) => arm_of(level).and_then(|index| self.arms[index].measured.0),
         };
         let before = before.or(self.raw.0).unwrap_or(f64::INFINITY);
-        // The first batch waits for what was sent before it, by the other choice.
-        if batches > 1 {
-            self.spent += (sent.seconds - before * sent.page_bytes as f64).max(0.0);
-        }
         self.phase = Phase::Trying { batches, then };
         if self.tally.batches < TALLY_BATCHES {
             return;
         }
-        let cost = std::mem::take(&mut self.tally).cost();
+        let tally = std::mem::take(&mut self.tally);
+        let cost = tally.cost();
+        if let Some(cost) = cost
+            && before.is_finite()
+        {
+            self.spent += (cost - before).max(0.0) * tally.page_bytes;
+        }
         if batches < TRIAL_BATCHES && cost.is_none_or(|cost| cost < 3.0 * before) {
             return;
         }
@@ -381,10 +414,8 @@ impl LevelController {
             && let Some(index) = arm_of(level)
             && self.arms[index].measured.0.is_some_and(|measured| measured > raw * GIVE_UP)
         {
-            // The data, the wire or the CPU changed. What was measured of other levels was of another time too.
-            self.choice = Choice::Raw;
-            self.forget();
-            self.next_trial = self.batches + self.backoff;
+            // The data, the wire or the CPU changed.
+            self.give_up();
         }
         if self.batches.is_multiple_of(LOOK_BACK) {
             self.forget();
@@ -431,5 +462,6 @@ fn arm_of(level: i32) -> Option<usize> {
     LEVELS.iter().position(|&known| known == level)
 }
 
+mod tally;
 #[cfg(test)]
 mod tests;

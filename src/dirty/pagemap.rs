@@ -7,7 +7,7 @@ use crate::memory::GuestMemory;
 use crate::memory::origin::{Origin, Piece, pieces};
 use crate::memory::touched::pages;
 use crate::pageset::PageSet;
-use crate::sys::pagemap::{Pagemap, PagemapError, Query, Traits};
+use crate::sys::pagemap::{Found, Pagemap, PagemapError, Query, Traits};
 use crate::sys::scatter::MemorySlice;
 use crate::sys::userfaultfd::{Features, Stops, Userfaultfd};
 
@@ -39,7 +39,7 @@ const UNMAPPED: Query = Query {
 /// What it tells:
 /// - every page that was written, also one that was populated first by that write;
 /// - once, a page that was only read when it had no page of its own before;
-/// - the whole huge page around a write, where the memory is mapped by huge pages.
+/// - the whole huge page around a write, where private memory or memory of the hugetlb pool is mapped by huge pages.
 ///
 /// What it does not tell:
 /// - a page that was discarded (`MADV_DONTNEED`, a hole punched with `fallocate`) and not touched since. A guest's balloon
@@ -81,6 +81,25 @@ impl PagemapTracker {
                     let _ = self.uffd.unregister(registered);
                 }
                 return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Has shared memory that is mapped by huge pages mapped by small ones from now on: a scan would protect a huge page as
+    /// one, and tell all of it after one write. Here the kernel protects page by page, and so maps page by page.
+    fn split_huge_pages(&self, tracked: &[Vec<Piece>]) -> io::Result<()> {
+        let huge = Query { all: Traits::PRESENT.and(Traits::HUGE), ..Query::default() };
+        for (mapping, pieces) in self.memory.mappings().iter().zip(tracked) {
+            let shared = |piece: &&Piece| {
+                matches!(piece.origin, Origin::Shared(_) | Origin::Opaque) && !piece.origin.is_hugetlb()
+            };
+            for piece in pieces.iter().filter(shared) {
+                let slice = |offset, bytes| MemorySlice::new(mapping, piece.offset + offset, bytes);
+                let mut ranges = Vec::new();
+                let found = |found: Found| ranges.push((found.offset, found.bytes));
+                self.pagemap.scan(slice(0, piece.bytes), huge, found)?;
+                ranges.into_iter().try_for_each(|(offset, bytes)| self.uffd.protect(slice(offset, bytes)))?;
             }
         }
         Ok(())
@@ -148,6 +167,12 @@ impl DirtyTracker for PagemapTracker {
         let tracked = self.memory.mappings().iter().map(pieces).collect::<io::Result<Vec<_>>>()?;
         if self.tracked.is_none() {
             self.register()?;
+        }
+        if let Err(error) = self.split_huge_pages(&tracked) {
+            self.tracked = Some(tracked);
+            // The first error is the one to tell.
+            let _ = self.stop();
+            return Err(error);
         }
         // What is written already is protected like any drained page, and told to nobody.
         let mut before = PageSet::empty(self.memory.layout().total_pages());

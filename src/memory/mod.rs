@@ -1,5 +1,6 @@
 //! Guest RAM: one mapping a region, addressed by page.
 
+pub mod huge;
 pub(crate) mod origin;
 pub mod snapshot;
 pub(crate) mod touched;

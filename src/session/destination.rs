@@ -25,7 +25,8 @@ use crate::channel::tcp::TcpOptions;
 use crate::channel::{Arrival, Carrier, ChannelError, ChannelLink, ChannelReceiver, chain};
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
-use crate::units::{PAGE_SIZE, PageIndex, Run};
+use crate::memory::huge::HugeFiller;
+use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::MigrationId;
 use attaching::Exposed;
@@ -94,6 +95,7 @@ pub(super) struct DestinationShared {
     events: Sender<DestinationEvent>,
     /// Pages that something other than zero was, or may have been, written to.
     written: Arc<WrittenPages>,
+    filler: HugeFiller,
     /// Memory that RDMA may write.
     rdma: Exposed,
     /// What this host demands of the payload.
@@ -168,6 +170,7 @@ impl DestinationSession {
             rdma: Exposed::of(&memory, rdma, link_timeout, &written),
             encryption,
             written,
+            filler: HugeFiller::default(),
             memory,
             migration,
             options: TcpOptions { link_timeout, ..TcpOptions::default() },
@@ -305,18 +308,6 @@ impl DestinationShared {
         state.park(own, false);
         Ok(!state.ended && !state.fenced.contains(&own))
     }
-
-    /// Overwrites with zeros what was written to before; the rest is zero already.
-    fn zero(&self, runs: &[Run]) {
-        for run in runs {
-            for page in run.start.0..run.end() {
-                // Memory that RDMA may write counts as written, and most of it is zero still.
-                if self.written.contains(page) && !self.memory.is_zero_page(PageIndex(page)) {
-                    self.memory.zero_run(Run::new(page, 1));
-                }
-            }
-        }
-    }
 }
 
 impl State {
@@ -376,12 +367,16 @@ impl Lane<'_> {
 
     fn receive_one(&mut self) -> Result<(), Gone> {
         let shared = self.shared;
-        let mut about_to_place = |runs: &[Run]| shared.written.insert(runs);
+        let mut preparing = Duration::ZERO;
+        let mut about_to_place = |runs: &[Run]| preparing += shared.about_to_place(runs);
         let arrived = self.receiver.next(&mut about_to_place)?;
         let (sequence, began) = (arrived.sequence, Instant::now());
         let (mut placed, mut barrier) = (0, None);
-        let mut frame =
-            Counted { wire_bytes: arrived.wire_bytes, placing: arrived.placing, ..Counted::default() };
+        let mut frame = Counted {
+            wire_bytes: arrived.wire_bytes,
+            placing: arrived.placing + preparing,
+            ..Counted::default()
+        };
         match arrived.what {
             Arrival::Placed { pages } => placed = pages,
             Arrival::Packed { runs, pages, packed } => {

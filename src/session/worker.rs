@@ -9,7 +9,7 @@ use super::source::timing::TimeSplit;
 use super::striping::Work;
 use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
 use crate::codec::Compressor;
-use crate::codec::level::{Choice, LevelController, SAMPLE_PAGES, Sample, Sent};
+use crate::codec::level::{Choice, LevelController, PROBE_LEVEL, SAMPLE_PAGES, Sample, Sent};
 use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
 use crate::wire::data::ChannelId;
@@ -187,9 +187,14 @@ impl Packer {
             Choice::Raw => source.push_pages(round, runs)?,
             Choice::Level(level) => {
                 let started = Instant::now();
-                self.copy.clear();
-                runs.iter().for_each(|run| memory.read_run(*run, &mut self.copy));
-                let packed = self.compressor.compress(&self.copy, level);
+                let hopeless = plan.probe && !self.sample(memory, runs, PROBE_LEVEL).shrank();
+                let packed = if hopeless {
+                    None
+                } else {
+                    self.copy.clear();
+                    runs.iter().for_each(|run| memory.read_run(*run, &mut self.copy));
+                    self.compressor.compress(&self.copy, level)
+                };
                 compress_seconds = started.elapsed().as_secs_f64();
                 match packed {
                     Some(packed) => source.push_packed(round, runs, packed)?,
@@ -213,22 +218,51 @@ impl Packer {
         Ok(pushed)
     }
 
-    /// Compresses the first pages of a batch to see how well that goes.
+    /// Compresses some pages of a batch to see how well that goes.
     fn sample(&mut self, memory: &GuestMemory, runs: &[Run], level: i32) -> Sample {
         let started = Instant::now();
         self.copy.clear();
-        let mut room = SAMPLE_PAGES;
-        for run in runs {
-            let part = Run { pages: run.pages.min(room), ..*run };
-            memory.read_run(part, &mut self.copy);
-            room -= part.pages;
-            if room == 0 {
-                break;
-            }
-        }
+        sample_runs(runs).for_each(|run| memory.read_run(run, &mut self.copy));
         let page_bytes = self.copy.len() as u64;
         let packed = self.compressor.compress(&self.copy, level).map(|packed| packed.len() as u64);
         let seconds = started.elapsed().as_secs_f64();
         Sample { level, page_bytes, packed_bytes: packed.unwrap_or(page_bytes), seconds }
+    }
+}
+
+/// [`SAMPLE_PAGES`] pages in some groups from all over a batch; all of a small one.
+fn sample_runs(runs: &[Run]) -> impl Iterator<Item = Run> {
+    const GROUPS: u64 = 4;
+    const GROUP_PAGES: u64 = SAMPLE_PAGES / GROUPS;
+    let total: u64 = runs.iter().map(|run| run.pages).sum();
+    let every = if total <= SAMPLE_PAGES { GROUP_PAGES } else { total / GROUPS };
+    let mut before = 0;
+    runs.iter().flat_map(move |run| {
+        // The groups that begin in this run. One that it ends in is cut short.
+        let (first, end) = (before, before + run.pages);
+        before = end;
+        let begins =
+            (first.div_ceil(every)..).map(move |group| group * every).take_while(move |at| *at < end);
+        begins.map(move |at| Run::new(run.start.0 + at - first, GROUP_PAGES.min(end - at)))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sample_is_from_all_over_a_batch() {
+        let of = |runs: &[Run]| sample_runs(runs).collect::<Vec<_>>();
+        assert_eq!(of(&[Run::new(100, 3)]), [Run::new(100, 3)]);
+        assert_eq!(of(&[Run::new(0, 16)]), [Run::new(0, 4), Run::new(4, 4), Run::new(8, 4), Run::new(12, 4)]);
+        let large = [Run::new(0, 256)];
+        assert_eq!(of(&large), [Run::new(0, 4), Run::new(64, 4), Run::new(128, 4), Run::new(192, 4)]);
+        let apart = [Run::new(10, 2), Run::new(20, 100), Run::new(500, 2)];
+        // Groups begin at the pages 0, 26, 52 and 78 of the 104.
+        assert_eq!(of(&apart), [Run::new(10, 2), Run::new(44, 4), Run::new(70, 4), Run::new(96, 4)]);
+        let single: Vec<Run> = (0..300).map(|page| Run::new(page * 2, 1)).collect();
+        let pages: u64 = sample_runs(&single).map(|run| run.pages).sum();
+        assert_eq!(pages, 4);
     }
 }

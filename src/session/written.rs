@@ -34,6 +34,16 @@ impl WrittenPages {
         }
     }
 
+    /// Whether nothing was written to any page of a run. Says no as well where something was written close by: it looks at
+    /// whole words.
+    pub(super) fn is_clear(&self, run: Run) -> bool {
+        let is_zero = |page: u64| {
+            let part = self.0[(page / PART_PAGES) as usize].get();
+            part.is_none_or(|part| part[(page % PART_PAGES / 64) as usize].load(Ordering::Relaxed) == 0)
+        };
+        (run.start.0..run.end()).step_by(64).chain(run.end().checked_sub(1)).all(is_zero)
+    }
+
     pub(super) fn contains(&self, page: u64) -> bool {
         let part = self.0[(page / PART_PAGES) as usize].get();
         let word = part.map(|part| part[(page % PART_PAGES / 64) as usize].load(Ordering::Relaxed));
@@ -62,6 +72,11 @@ mod tests {
             let (written, mut set) = (WrittenPages::new(total), PageSet::empty(total));
             written.insert(&runs);
             set.extend(runs);
+            for start in (first..total - 70).step_by(7) {
+                let clear = (start..start + 70).all(|page| !set.contains(PageIndex(page)));
+                prop_assert!(clear || !written.is_clear(Run::new(start, 70)));
+            }
+            prop_assert!(written.is_clear(Run::new(0, first - 64)));
             prop_assert!((first..total).all(|page| written.contains(page) == set.contains(PageIndex(page))));
         }
     }

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
+use super::huge::HUGE_PAGE;
 use crate::units::PAGE_SIZE;
 
 /// What the pages of a mapping are.
@@ -18,7 +19,7 @@ pub enum HugePages {
     /// 4 KiB pages.
     #[default]
     No,
-    /// Transparent huge pages where the kernel has them to give (`MADV_HUGEPAGE`).
+    /// Transparent huge pages where the kernel has them to give (`MADV_HUGEPAGE`), and for what arrives in one piece.
     Transparent,
     /// Pages of 2 MiB from the hugetlb pool; creating the mapping fails when the pool is too small.
     Hugetlb,
@@ -33,6 +34,7 @@ pub struct Mapping {
     bytes: usize,
     /// The file behind the mapping and the offset of its first byte in it.
     file: Option<(Arc<OwnedFd>, u64)>,
+    huge: HugePages,
     owner: Owner,
 }
 
@@ -123,15 +125,25 @@ impl Mapping {
         let start = NonNull::new(start)
             .filter(|start| (start.as_ptr() as u64).is_multiple_of(PAGE_SIZE))
             .ok_or(rustix::io::Errno::INVAL)?;
-        Ok(Self { start, bytes: length, file: None, owner: Owner::Other(owner) })
+        Ok(Self { start, bytes: length, file: None, huge: HugePages::No, owner: Owner::Other(owner) })
     }
 
     fn map(file: Arc<OwnedFd>, offset: u64, bytes: u64, huge: HugePages) -> io::Result<Self> {
         let length = checked_length(bytes)?;
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         let flags = MapFlags::SHARED | MapFlags::NORESERVE;
-        // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let start = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &file, offset) }?;
+        if huge == HugePages::Hugetlb || bytes < HUGE_PAGE {
+            // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+            let start = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &file, offset) }?;
+            return Self::adopt(start, length, Some((file, offset)), huge);
+        }
+        let place = aligned_place(length)?;
+        // SAFETY: the place is reserved by us for this, so that nothing else is replaced.
+        let mapped = unsafe { mmap(place, length, protection, flags | MapFlags::FIXED, &file, offset) };
+        let start = mapped.inspect_err(|_| {
+            // SAFETY: reserved just now and used by nobody. Where that fails too, address space is lost, no more.
+            let _ = unsafe { munmap(place, length) };
+        })?;
         Self::adopt(start, length, Some((file, offset)), huge)
     }
 
@@ -142,7 +154,7 @@ impl Mapping {
         huge: HugePages,
     ) -> io::Result<Self> {
         let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
-        let mapping = Self { start, bytes, file, owner: Owner::Us };
+        let mapping = Self { start, bytes, file, huge, owner: Owner::Us };
         if huge == HugePages::Transparent {
             // A kernel without THP refuses; the memory is as good without.
             let _ = mapping.advise(Advice::LinuxHugepage);
@@ -185,6 +197,12 @@ impl Mapping {
     #[must_use]
     pub fn file(&self) -> Option<(BorrowedFd<'_>, u64)> {
         self.file.as_ref().map(|(file, offset)| (file.as_fd(), *offset))
+    }
+
+    /// What pages it is wanted to be made of.
+    #[must_use]
+    pub fn huge_pages(&self) -> HugePages {
+        self.huge
     }
 
     /// The address of a range of the mapping.
@@ -294,6 +312,26 @@ impl Drop for Mapping {
             debug_assert!(unmapped.is_ok(), "munmap of our own mapping");
         }
     }
+}
+
+/// Reserves address space whose start is a multiple of a huge page's size: memory elsewhere cannot be mapped by huge pages.
+fn aligned_place(bytes: usize) -> io::Result<*mut std::ffi::c_void> {
+    let huge = HUGE_PAGE as usize;
+    let all = bytes.checked_add(huge).ok_or(rustix::io::Errno::NOMEM)?;
+    let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+    // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
+    let start = unsafe { mmap_anonymous(std::ptr::null_mut(), all, ProtFlags::empty(), flags) }?;
+    let before = start.addr().next_multiple_of(huge) - start.addr();
+    // SAFETY: both are inside what was reserved.
+    let (place, behind) = unsafe { (start.byte_add(before), start.byte_add(before + bytes)) };
+    for (rest, length) in [(start, before), (behind, all - before - bytes)] {
+        // munmap takes whole pages; where it fails, address space is lost, no more.
+        if length > 0 {
+            // SAFETY: of what was reserved just now, and used by nobody.
+            let _ = unsafe { munmap(rest, length) };
+        }
+    }
+    Ok(place)
 }
 
 fn checked_length(bytes: u64) -> io::Result<usize> {

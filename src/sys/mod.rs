@@ -4,6 +4,7 @@
 //! use of them, and no Rust reference to guest RAM is ever made, because the guest writes while we read.
 #![allow(unsafe_code)]
 
+pub mod huge;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 pub mod kvm;
 pub mod mapping;

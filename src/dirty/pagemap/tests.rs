@@ -1,5 +1,6 @@
 use super::*;
 use crate::layout::{RamLayout, RamRegion};
+use crate::memory::huge::HugeFiller;
 use crate::memory::snapshot::{MemoryDigest, Snapshot};
 use crate::memory::{Backing, HugePages, Mapping};
 use crate::testing::{Need, require};
@@ -269,4 +270,28 @@ fn tracking_and_a_snapshot_exclude_each_other() {
     let snapshot = Snapshot::begin(&memory).unwrap();
     assert_eq!(snapshot.finish().unwrap(), MemoryDigest::of_paused(&memory).unwrap());
     tracker.start().unwrap();
+}
+
+/// Memory that arrived in huge pages is told page by page: shared memory is protected, and so mapped, in small pages.
+#[test]
+fn huge_pages_that_were_made_for_an_arrival_are_told_page_by_page() {
+    if !require(&[Need::Uffd]) {
+        return;
+    }
+    let memory =
+        GuestMemory::allocate(RamLayout::flat(8 << 20).unwrap(), Backing::Memfd, HugePages::Transparent)
+            .unwrap();
+    HugeFiller::default().prepare(&memory, &[Run::new(0, 1024)], |_| true);
+    for page in 0..1024 {
+        write(&memory, page, 1);
+    }
+    let mut tracker = started(&memory);
+    assert_eq!(drained(&mut tracker, &memory), BTreeSet::new());
+    write(&memory, 3, 1);
+    write(&memory, 700, 1);
+    assert_eq!(drained(&mut tracker, &memory), [3, 700].into());
+    write(&memory, 4, 1);
+    assert_eq!(drained(&mut tracker, &memory), [4].into());
+    drop(tracker);
+    copy_equals_memory_at_the_end(&memory, 2048);
 }

@@ -17,6 +17,7 @@ use crate::host::exit::Exit;
 use crate::host::hex;
 use crate::host::logging;
 use crate::layout::RamLayout;
+use crate::memory::huge::HugeFiller;
 use crate::memory::snapshot::MemoryDigest;
 use crate::memory::{Backing, GuestMemory, HugePages};
 use crate::session::{
@@ -189,8 +190,10 @@ impl Client {
             None => fresh(receive.memory_bytes)?,
         };
         if receive.warm {
-            // Populates it, and takes out what came last.
-            memory.zero_run(Run::new(0, memory.layout().total_pages()));
+            // Populates it as what arrives does, and takes out what came last.
+            let all = Run::new(0, memory.layout().total_pages());
+            HugeFiller::default().prepare(&memory, &[all], |_| true);
+            memory.zero_run(all);
         }
         let secret = Secret(draw().map_err(BenchError::Random)?);
         let (sender, events): (Sender<DestinationEvent>, _) = unbounded();
@@ -254,5 +257,5 @@ impl Client {
 fn fresh(bytes: u64) -> Result<GuestMemory, BenchError> {
     let failed = |cause| BenchError::Memory { bytes, cause };
     let layout = RamLayout::flat(bytes).map_err(|error| failed(std::io::Error::other(error)))?;
-    GuestMemory::allocate(layout, Backing::Memfd, HugePages::No).map_err(failed)
+    GuestMemory::allocate(layout, Backing::Memfd, HugePages::Transparent).map_err(failed)
 }

@@ -45,7 +45,7 @@ pub(super) fn memory(fill: &Fill, bytes: u64) -> Result<GuestMemory, BenchError>
         bytes,
         cause: io::Error::new(io::ErrorKind::InvalidInput, error),
     })?;
-    let memory = GuestMemory::allocate(layout, Backing::Memfd, HugePages::No)
+    let memory = GuestMemory::allocate(layout, Backing::Memfd, HugePages::Transparent)
         .map_err(|cause| BenchError::Memory { bytes, cause })?;
     let mut random = Random::new(1);
     match fill {

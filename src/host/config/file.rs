@@ -113,7 +113,7 @@ pub(super) struct HostFile {
     pub(super) migration_ports: Option<(u16, u16)>,
     /// The pages that the RAM of guests is made of.
     #[serde(default, deserialize_with = "value::huge_pages")]
-    #[schemars(with = "String", extend("default" = "no", "enum" = ["no", "transparent", "hugetlb"]))]
+    #[schemars(with = "String", extend("default" = "transparent", "enum" = ["no", "transparent", "hugetlb"]))]
     pub(super) huge_pages: Option<HugePages>,
     /// Where the daemon keeps its journal, its records and its guests' sockets.
     #[serde(default, deserialize_with = "value::state_dir")]

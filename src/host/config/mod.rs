@@ -141,7 +141,7 @@ impl HostConfig {
             on_no_convergence: limits.on_no_convergence,
             port: DEFAULT_PORT,
             migration_ports: (7434, 7533),
-            huge_pages: HugePages::No,
+            huge_pages: HugePages::Transparent,
             state_dir: PathBuf::from("/var/lib/pageferry"),
             socket: PathBuf::from("/run/pageferry/api.sock"),
             tls: None,

@@ -1,12 +1,13 @@
-//! How compressed pages get into memory, and what a session counts of each frame.
+//! How pages get into memory, and what a session counts of each frame.
 
 use std::ops::AddAssign;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use super::DestinationShared;
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
 use crate::session::error::SessionError;
-use crate::units::Run;
+use crate::units::{PageIndex, Run};
 
 /// What came with a frame, or with many.
 #[derive(Clone, Copy, Debug, Default)]
@@ -27,6 +28,28 @@ impl AddAssign for Counted {
         self.wire_bytes += more.wire_bytes;
         self.placing += more.placing;
         self.unpacking += more.unpacking;
+    }
+}
+
+impl DestinationShared {
+    /// Pages of the guest will be written now. Answers how long it took to make them ready.
+    pub(super) fn about_to_place(&self, runs: &[Run]) -> Duration {
+        let began = Instant::now();
+        self.filler.prepare(&self.memory, runs, |run| self.written.is_clear(run));
+        self.written.insert(runs);
+        began.elapsed()
+    }
+
+    /// Overwrites with zeros what was written to before; the rest is zero already.
+    pub(super) fn zero(&self, runs: &[Run]) {
+        for run in runs {
+            for page in run.start.0..run.end() {
+                // Memory that RDMA may write counts as written, and most of it is zero still.
+                if self.written.contains(page) && !self.memory.is_zero_page(PageIndex(page)) {
+                    self.memory.zero_run(Run::new(page, 1));
+                }
+            }
+        }
     }
 }
 

@@ -1,0 +1,78 @@
+//! The cases. A new one is a file here, a line in [`Case`] and an arm in [`Case::run`].
+
+mod compression;
+mod downtime;
+mod floor;
+mod scaling;
+mod throughput;
+
+use std::path::{Path, PathBuf};
+
+use clap::ValueEnum;
+
+use crate::measure::CaseResult;
+
+/// What can be compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Case {
+    /// QEMU's multifd and pageferry's tcp, the same random memory
+    Throughput,
+    /// pageferry's tcp and the cheapest known way to move bytes, with iperf3 beside them
+    Floor,
+    /// QEMU's multifd with zstd and pageferry's compression, the RAM of a booted Linux guest
+    Compression,
+    /// A guest that writes its memory: how long it stands still, and how long all takes
+    Downtime,
+    /// How cost grows with channels, memory and the part of it that is in use
+    Scaling,
+    /// RDMA writes and `ib_write_bw`, in a guest with soft-RoCE
+    Rdma,
+}
+
+impl Case {
+    pub(crate) const ALL: [Self; 5] =
+        [Self::Throughput, Self::Floor, Self::Compression, Self::Downtime, Self::Scaling];
+
+    pub(crate) fn run(self, setup: &Setup) -> anyhow::Result<CaseResult> {
+        match self {
+            Self::Throughput => throughput::run(setup),
+            Self::Floor => floor::run(setup),
+            Self::Compression => compression::run(setup),
+            Self::Downtime => downtime::run(setup),
+            Self::Scaling => scaling::run(setup),
+            // perftest against `bench --mode rdma`, both by `scripts/rxe-testbed run`, belongs here.
+            Self::Rdma => {
+                anyhow::bail!("case rdma needs the RDMA channel, which this version of pageferry lacks")
+            }
+        }
+    }
+
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// What all cases need to know.
+pub(crate) struct Setup {
+    /// The repository.
+    pub(crate) root: PathBuf,
+    /// The pageferry that is measured.
+    pub(crate) binary: PathBuf,
+    /// A directory for sockets.
+    pub(crate) directory: PathBuf,
+    /// A file of random bytes in shared memory.
+    pub(crate) random: PathBuf,
+    /// The size of that file.
+    pub(crate) bytes: u64,
+    /// The RAM of a booted Linux guest, in shared memory.
+    pub(crate) booted: Option<PathBuf>,
+    pub(crate) runs: usize,
+    pub(crate) quick: bool,
+}
+
+impl Setup {
+    /// `--fill` for an image.
+    pub(crate) fn fill(image: &Path) -> String {
+        format!("file:{}", image.display())
+    }
+}

@@ -1,0 +1,84 @@
+//! QEMU's multifd against pageferry's tcp mode, over loopback: 2 GiB of random bytes in a shared file.
+
+use super::Setup;
+use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
+use crate::network::Scratch;
+use crate::ours::{Bench, bench};
+use crate::qemu::{Migration, Ram, migrate};
+
+const CHANNELS: [u32; 3] = [1, 2, 4];
+
+pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
+    let incoming = Scratch::shared("incoming");
+    let mut ways = Vec::new();
+    let channels = if setup.quick { &CHANNELS[1..2] } else { &CHANNELS[..] };
+    for &channels in channels {
+        for (name, destination) in
+            [("file", Ram::File(incoming.path().to_owned())), ("private", Ram::Private)]
+        {
+            ways.push(Way::new(format!("qemu {name} {channels}"), move || {
+                let sample = migrate(&Migration {
+                    source: Ram::File(setup.random.clone()),
+                    destination: destination.clone(),
+                    bytes: setup.bytes,
+                    channels,
+                    compression: "none",
+                    address: "127.0.0.1:7439",
+                    source_prefix: &[],
+                    destination_prefix: &[],
+                    machine: &["-accel".into(), "tcg".into()],
+                    runs_for: None,
+                    directory: &setup.directory,
+                });
+                // Its memory goes back to the machine, as that of everyone else does.
+                if let Ram::File(path) = &destination {
+                    let _ = std::fs::remove_file(path);
+                }
+                sample
+            }));
+        }
+        ways.push(Way::new(format!("pageferry {channels}"), move || {
+            bench(&Bench {
+                binary: &setup.binary,
+                mode: "tcp",
+                channels,
+                fill: Setup::fill(&setup.random),
+                bytes: setup.bytes,
+                warm: false,
+                between: None,
+            })
+        }));
+    }
+    // Both the copy of the image that bench sends and the memory that arrives.
+    let sides = in_turns(&ways, setup.runs, || crate::memory::at_hand(setup.bytes * 5 / 2))?;
+    let how = "fresh memory at the destination; QEMU's is a file in shared memory as at the source (file), or private with \
+               transparent huge pages (private); pageferry's a memfd; the number is that of channels";
+    let mut result = CaseResult { case: "throughput".into(), how: how.into(), sides, ratios: Vec::new() };
+    let rate = Sample::gib_per_second;
+    let median = |begins: &str| result.best(begins, rate).map(|side| side.median(rate));
+    let (ours, file, private) = (median("pageferry"), median("qemu file"), median("qemu private"));
+    let cpu = |begins: &str| result.best(begins, rate).map(|side| side.median(Sample::source_cpu_per_gib));
+    let (our_cpu, file_cpu, private_cpu) = (cpu("pageferry"), cpu("qemu file"), cpu("qemu private"));
+    let engine = result
+        .best("pageferry", rate)
+        .map(|side| side.samples.iter().filter_map(|sample| sample.engine_bytes).max().unwrap_or(0) as f64);
+    let allowed = (64 << 20) as f64 + setup.bytes as f64 / 1e4;
+    result.ratio("tcp rate / QEMU multifd's best, shared memory", (ours, file), Some(Goal::AtLeast(3.0)));
+    result.ratio("tcp rate / QEMU multifd's best, private memory", (ours, private), Some(Goal::AtLeast(3.0)));
+    result.ratio(
+        "tcp source CPU / QEMU multifd's, shared memory",
+        (our_cpu, file_cpu),
+        Some(Goal::AtMost(0.2)),
+    );
+    result.ratio(
+        "tcp source CPU / QEMU multifd's, private memory",
+        (our_cpu, private_cpu),
+        Some(Goal::AtMost(0.2)),
+    );
+    result.ratio(
+        "engine memory / (64 MiB + 0.01 % of RAM)",
+        (engine, Some(allowed)),
+        Some(Goal::AtMost(1.0)),
+    );
+    Ok(result)
+}

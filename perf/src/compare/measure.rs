@@ -1,0 +1,227 @@
+//! Samples, medians and ratios: all that the cases have in common.
+
+use serde::{Deserialize, Serialize};
+
+pub(crate) const GIB: f64 = (1_u64 << 30) as f64;
+
+/// One measurement of one way to move memory.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Sample {
+    /// Bytes of memory that moved, as the guest sees them.
+    pub(crate) bytes: u64,
+    /// What crossed the network for it, where it is known.
+    pub(crate) wire_bytes: u64,
+    pub(crate) seconds: f64,
+    /// Processor time of the sending process.
+    pub(crate) source_cpu_seconds: f64,
+    /// Processor time of the receiving process; 0 where it is not known.
+    pub(crate) destination_cpu_seconds: f64,
+    /// How long the guest stood still, where one ran.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) downtime_seconds: Option<f64>,
+    /// The most that the engine took of memory beyond the RAM, at either end, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) engine_bytes: Option<u64>,
+}
+
+impl Sample {
+    pub(crate) fn gib_per_second(&self) -> f64 {
+        self.bytes as f64 / GIB / self.seconds
+    }
+
+    pub(crate) fn source_cpu_per_gib(&self) -> f64 {
+        self.source_cpu_seconds * GIB / self.bytes as f64
+    }
+
+    pub(crate) fn destination_cpu_per_gib(&self) -> f64 {
+        self.destination_cpu_seconds * GIB / self.bytes as f64
+    }
+}
+
+/// One way, measured some times.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Side {
+    /// What it is, in a few words; the key that ratios go by.
+    pub(crate) name: String,
+    pub(crate) samples: Vec<Sample>,
+}
+
+impl Side {
+    pub(crate) fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
+        median(self.samples.iter().map(of))
+    }
+}
+
+/// How one figure relates to another.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct Ratio {
+    pub(crate) what: String,
+    pub(crate) value: f64,
+    /// What it is to be; `None` for what is told for context.
+    pub(crate) goal: Option<Goal>,
+}
+
+/// What a ratio is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Goal {
+    AtLeast(f64),
+    AtMost(f64),
+}
+
+impl Goal {
+    pub(crate) fn is_met(self, value: f64) -> bool {
+        match self {
+            Self::AtLeast(least) => value >= least,
+            Self::AtMost(most) => value <= most,
+        }
+    }
+}
+
+impl Ratio {
+    pub(crate) fn new(what: impl Into<String>, value: f64, goal: Option<Goal>) -> Self {
+        Self { what: what.into(), value, goal }
+    }
+}
+
+/// What one case came to.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(crate) struct CaseResult {
+    pub(crate) case: String,
+    /// What was measured and how it was kept fair, as a sentence or two.
+    pub(crate) how: String,
+    pub(crate) sides: Vec<Side>,
+    pub(crate) ratios: Vec<Ratio>,
+}
+
+impl CaseResult {
+    pub(crate) fn side(&self, name: &str) -> Option<&Side> {
+        self.sides.iter().find(|side| side.name == name)
+    }
+
+    /// Of the sides whose name begins so, the one with the greatest median of `of`.
+    pub(crate) fn best(&self, begins: &str, of: impl Fn(&Sample) -> f64) -> Option<&Side> {
+        self.sides
+            .iter()
+            .filter(|side| side.name.starts_with(begins) && !side.samples.is_empty())
+            .max_by(|a, b| a.median(&of).total_cmp(&b.median(&of)))
+    }
+
+    /// Notes the ratio of a figure of one side to that of another. Sides that were not measured give none.
+    pub(crate) fn ratio(
+        &mut self,
+        what: &str,
+        (above, below): (Option<f64>, Option<f64>),
+        goal: Option<Goal>,
+    ) {
+        if let (Some(above), Some(below)) = (above, below) {
+            self.ratios.push(Ratio::new(what, above / below, goal));
+        }
+    }
+}
+
+/// The middle one, or the mean of the two in the middle; NaN of none.
+pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut sorted: Vec<f64> = values.collect();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    match sorted.get(middle) {
+        None => f64::NAN,
+        Some(upper) if sorted.len() % 2 == 1 => *upper,
+        Some(upper) => (sorted[middle - 1] + upper) / 2.0,
+    }
+}
+
+/// A way to move memory, to be measured in turns with others.
+pub(crate) struct Way<'a> {
+    pub(crate) name: String,
+    pub(crate) run: Box<dyn Fn() -> anyhow::Result<Sample> + 'a>,
+}
+
+impl<'a> Way<'a> {
+    pub(crate) fn new(name: impl Into<String>, run: impl Fn() -> anyhow::Result<Sample> + 'a) -> Self {
+        Self { name: name.into(), run: Box::new(run) }
+    }
+}
+
+/// Measures every way `runs` times, in turns, after `before` each time. The first turn's order is the list's.
+pub(crate) fn in_turns(
+    ways: &[Way<'_>],
+    runs: usize,
+    before: impl Fn() -> anyhow::Result<()>,
+) -> anyhow::Result<Vec<Side>> {
+    use anyhow::Context as _;
+    let side = |way: &Way<'_>| Side { name: way.name.clone(), samples: Vec::new() };
+    let mut sides: Vec<Side> = ways.iter().map(side).collect();
+    for _ in 0..runs {
+        for (way, side) in ways.iter().zip(&mut sides) {
+            before()?;
+            let sample = (way.run)().with_context(|| format!("measuring {}", way.name))?;
+            eprintln!(
+                "  {}: {:.3} s, {:.2} GiB/s, CPU s/GiB {:.3} + {:.3}",
+                way.name,
+                sample.seconds,
+                sample.gib_per_second(),
+                sample.source_cpu_per_gib(),
+                sample.destination_cpu_per_gib()
+            );
+            side.samples.push(sample);
+        }
+    }
+    Ok(sides)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn side(name: &str, seconds: &[f64]) -> Side {
+        let sample = |&seconds| Sample { bytes: 1 << 30, seconds, ..Sample::default() };
+        Side { name: name.into(), samples: seconds.iter().map(sample).collect() }
+    }
+
+    #[test]
+    fn the_median_is_in_the_middle() {
+        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
+        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
+        assert!(median(std::iter::empty()).is_nan());
+    }
+
+    #[test]
+    fn the_best_of_a_kind_is_found_and_compared() {
+        let sides = vec![
+            side("qemu 1", &[4.0, 1.0, 4.0]),
+            side("qemu 2", &[2.0, 2.0, 9.0]),
+            side("ours", &[0.5]),
+            side("qemu 4", &[]),
+        ];
+        let mut result = CaseResult { case: "t".into(), how: String::new(), sides, ratios: Vec::new() };
+        let best = result.best("qemu", Sample::gib_per_second).unwrap();
+        assert_eq!(best.name, "qemu 2");
+        let ours =
+            result.best("ours", Sample::gib_per_second).map(|side| side.median(Sample::gib_per_second));
+        let theirs = Some(best.median(Sample::gib_per_second));
+        result.ratio("rate", (ours, theirs), Some(Goal::AtLeast(3.0)));
+        result.ratio("nothing", (None, theirs), None);
+        assert_eq!(result.ratios.len(), 1);
+        assert_eq!(result.ratios[0].value, 4.0);
+        assert!(
+            Goal::AtLeast(3.0).is_met(4.0) && !Goal::AtMost(3.0).is_met(4.0) && Goal::AtMost(4.0).is_met(4.0)
+        );
+    }
+
+    #[test]
+    fn ways_take_turns() {
+        let order = std::cell::RefCell::new(Vec::new());
+        let way = |name: &'static str| {
+            let order = &order;
+            Way::new(name, move || {
+                order.borrow_mut().push(name);
+                Ok(Sample { bytes: 1, seconds: 1.0, ..Sample::default() })
+            })
+        };
+        let sides = in_turns(&[way("a"), way("b")], 2, || Ok(())).unwrap();
+        assert_eq!(*order.borrow(), ["a", "b", "a", "b"]);
+        assert!(sides.iter().all(|side| side.samples.len() == 2));
+    }
+}

@@ -29,7 +29,9 @@ pub use control::{ControlLink, ControlOptions, LinkEvent, Opening};
 pub use destination::{DestinationEvent, DestinationSession, DestinationStats};
 pub use error::SessionError;
 pub use handshake::query;
-pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection};
+pub use listener::{
+    Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection, admits,
+};
 pub use mode::{Capabilities, Resolved, TransferMode};
 pub use path::Path;
 pub use report::{ChannelStats, RoundStats, SessionEvent, SessionStats};

@@ -7,6 +7,7 @@ pub mod control;
 pub mod data;
 pub mod link;
 pub mod preamble;
+pub mod relay;
 
 /// The version that this program speaks at best.
 pub const PROTOCOL_VERSION: u16 = 1;

@@ -1,6 +1,9 @@
-//! Every decoder of the network's bytes, with what must hold of its answer. The fuzz targets and the test
+//! Every decoder of the network's bytes, and of what a hypervisor sends, with what must hold of its answer. The fuzz targets and the test
 //! `tests/fuzz_corpus.rs` run the same functions; each takes any bytes and panics only where the decoder is wrong.
 
+use pageferry::guest::qemu::multifd::{
+    self, Head, INIT_BYTES, Init, MAX_PAGES, MAX_PAYLOAD_BYTES, MAX_STATE_BYTES, PACKET_BYTES, PagesPacket,
+};
 use pageferry::layout::{RamLayout, RamRegion};
 use pageferry::units::GuestAddress;
 use pageferry::wire::control::Message;
@@ -13,12 +16,13 @@ use pageferry::wire::preamble::{Answer, MAX_REFUSAL_BYTES, Preamble, Reply, Repl
 use pageferry::wire::rdma::{
     self, AnswerHeader, FromDestination, FromDestinationHeader, MAX_PIECES, OfferHeader, Want,
 };
+use pageferry::wire::relay::RelayMessage;
 
 /// Looks at bytes from the network.
 pub(crate) type Decoder = fn(&[u8]);
 
 /// Name and function of each.
-pub(crate) const DECODERS: [(&str, Decoder); 8] = [
+pub(crate) const DECODERS: [(&str, Decoder); 10] = [
     ("preamble", preamble),
     ("reply", reply),
     ("frame", frame),
@@ -27,6 +31,8 @@ pub(crate) const DECODERS: [(&str, Decoder); 8] = [
     ("control", control),
     ("rdma_opening", rdma_opening),
     ("rdma_talk", rdma_talk),
+    ("relay", relay),
+    ("multifd", multifd),
 ];
 
 /// What a frame's runs are checked against: two regions with a hole between them, like a machine's.
@@ -149,4 +155,40 @@ pub(crate) fn rdma_talk(bytes: &[u8]) {
         }
         FromDestination::Receipt(_) => {}
     }
+}
+
+/// A relay's message: what was understood survives being sent on.
+pub(crate) fn relay(bytes: &[u8]) {
+    if let Ok(message) = RelayMessage::decode(bytes) {
+        assert_eq!(RelayMessage::decode(&message.encode()), Ok(message));
+    }
+}
+
+/// What QEMU sends on a multifd channel: no packet has more pages, or is longer, than there is room for; an emptied one has none.
+pub(crate) fn multifd(bytes: &[u8]) {
+    if let Some((init, _)) = bytes.split_first_chunk::<INIT_BYTES>() {
+        let _ = Init::decode(init);
+    }
+    let Some(Ok(head)) = bytes.first_chunk().map(Head::decode) else { return };
+    if head == Head::DeviceState {
+        let state = bytes.first_chunk().map(multifd::state_bytes);
+        assert!(state.is_none_or(|state| !state.is_ok_and(|bytes| bytes > MAX_STATE_BYTES)));
+        return;
+    }
+    let Some(header) = bytes.first_chunk::<PACKET_BYTES>() else { return };
+    let Ok(packet) = PagesPacket::decode(header) else { return };
+    assert!(
+        packet.normal.len() + packet.zero.len() <= MAX_PAGES && packet.payload_bytes() <= MAX_PAYLOAD_BYTES
+    );
+    let layout = layout();
+    for offsets in [&packet.normal, &packet.zero] {
+        if let Some(runs) = multifd::runs_at(offsets, 0, layout.total_pages()) {
+            assert!(runs.iter().all(|run| layout.contains(*run)));
+            assert_eq!(runs.iter().map(|run| run.pages).sum::<u64>(), offsets.len() as u64);
+        }
+    }
+    let mut emptied = *header;
+    multifd::empty(&mut emptied);
+    let emptied = PagesPacket::decode(&emptied).expect("a packet without pages");
+    assert!(emptied.sync == packet.sync && emptied.normal.is_empty() && emptied.zero.is_empty());
 }

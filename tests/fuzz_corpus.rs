@@ -11,6 +11,7 @@ use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use decoders::{DECODERS, layout};
+use pageferry::guest::qemu::multifd::{DEVICE_STATE_BYTES, INIT_BYTES, PACKET_BYTES};
 use pageferry::units::{PAGE_SIZE, RoundId, Run};
 use pageferry::wire::control::{Accept, Message, Setup, Token};
 use pageferry::wire::data::{
@@ -19,6 +20,7 @@ use pageferry::wire::data::{
 use pageferry::wire::link::{LinkHeader, LinkKind};
 use pageferry::wire::preamble::{MigrationId, Preamble, Purpose, RefusalCode, Reply, Secret};
 use pageferry::wire::rdma;
+use pageferry::wire::relay::{Answer, Block, Offer, RelayMessage};
 
 /// How many mutations each decoder gets.
 const MUTATIONS: u64 = 10_000;
@@ -175,12 +177,71 @@ fn seeds() -> Vec<(&'static str, &'static str, Vec<u8>)> {
         ("abort", Message::Abort("the user wants it so".to_owned())),
     ];
     seeds.extend(messages.map(|(name, message)| ("control", name, message.encode())));
+    seeds.extend(relay_messages().map(|(name, message)| ("relay", name, message.encode())));
+    seeds.extend(multifd_seeds().map(|(name, bytes)| ("multifd", name, bytes)));
     for (decoder, name, bytes) in &seeds {
         if *decoder == "control" {
             assert!(Message::decode(bytes).is_ok(), "{name} is a message");
         }
     }
     seeds
+}
+
+fn relay_messages() -> [(&'static str, RelayMessage); 12] {
+    let block = |name: &str, bytes| Block { name: name.to_owned(), bytes, backend: true, shared: true };
+    let offer = Offer {
+        hypervisor: "QEMU 10.0.2".to_owned(),
+        blocks: vec![block("ram0", 256 << 20), block("pc.bios", 256 << 10)],
+        channels: 2,
+        return_path: true,
+        tls: false,
+        placement: true,
+        staging_bytes: 64 << 20,
+        mode: "compression".to_owned(),
+        capabilities: vec!["zstd".to_owned()],
+    };
+    let answer = Answer {
+        secret: [9; 32],
+        hypervisor: "QEMU 10.0.2".to_owned(),
+        placed: vec![0],
+        because: "is private".to_owned(),
+        capabilities: vec!["zstd".to_owned()],
+    };
+    [
+        ("offer", RelayMessage::Offer(offer)),
+        ("answer", RelayMessage::Answer(answer)),
+        ("bytes", RelayMessage::Bytes { stream: 1, bytes: b"QEVM".to_vec() }),
+        ("end", RelayMessage::End { stream: 2 }),
+        ("packet", RelayMessage::Packet { stream: 1, header: vec![1; 64], page: 128, bytes: 4096 }),
+        ("passed", RelayMessage::Passed { stream: 0, bytes: 65_536 }),
+        ("free", RelayMessage::Free { page: 128 }),
+        ("loaded", RelayMessage::Loaded),
+        ("commit", RelayMessage::Commit { run: true }),
+        ("running", RelayMessage::Running),
+        ("fenced", RelayMessage::Fenced("its disks are locked".to_owned())),
+        ("abort", RelayMessage::Abort("the user wants it so".to_owned())),
+    ]
+}
+
+/// The beginning of a channel, a packet of three pages and a zero page, and a device's state.
+fn multifd_seeds() -> [(&'static str, Vec<u8>); 3] {
+    let begin = |bytes: usize, flags: u32| {
+        let mut begun = vec![0; bytes];
+        begun[..4].copy_from_slice(&0x1122_3344u32.to_be_bytes());
+        begun[7] = 1;
+        begun[8..12].copy_from_slice(&flags.to_be_bytes());
+        begun
+    };
+    let (mut pages, mut state) = (begin(PACKET_BYTES, 1), begin(DEVICE_STATE_BYTES, 64));
+    for (at, number) in [(12, 128), (16, 3), (20, 3 * 4096), (32, 1u32)] {
+        pages[at..at + 4].copy_from_slice(&number.to_be_bytes());
+    }
+    pages[64..68].copy_from_slice(b"ram0");
+    for (index, offset) in [0, 0x1000, 0x8000, 0x9000u64].into_iter().enumerate() {
+        pages[320 + index * 8..328 + index * 8].copy_from_slice(&offset.to_be_bytes());
+    }
+    state[DEVICE_STATE_BYTES - 3] = 1;
+    [("init", begin(INIT_BYTES, 0)), ("pages", pages), ("state", state)]
 }
 
 /// One of the corpus with one to eight changes, the same for the same seed.

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use pageferry::host::args::{self, Config, Pki, Rdma, Request};
 use pageferry::host::exit::Exit;
-use pageferry::host::{bench, commands, config, daemon, demo, holder, logging, pki, rdma};
+use pageferry::host::{bench, commands, config, daemon, demo, holder, logging, pki, rdma, relay};
 
 fn main() -> ExitCode {
     match args::parse() {
@@ -17,6 +17,7 @@ fn obey(request: &Request) -> Exit {
     match request {
         Request::Demo(options) => demo::run(options),
         Request::Bench(request) => bench::run(request),
+        Request::Relay(request) => relay::run(request),
         Request::Serve(options) => {
             logging::start_daemon(options.log_json, if options.verbose { "debug" } else { "info" });
             daemon::run::serve(options)

@@ -25,6 +25,14 @@ impl CancelHandle {
     }
 }
 
+impl CancelSignal {
+    /// What to wait on, beside other things.
+    #[must_use]
+    pub fn receiver(&self) -> &Receiver<()> {
+        &self.0
+    }
+}
+
 /// Tells a source that the destination's process has ended; from any thread.
 #[derive(Clone, Debug)]
 pub struct PeerGoneHandle(Sender<String>);

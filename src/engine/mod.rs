@@ -9,6 +9,8 @@ pub mod fault;
 pub mod journal;
 pub mod observe;
 pub mod recovery;
+#[cfg(feature = "qemu")]
+pub mod relay;
 pub mod source;
 mod stall;
 

@@ -1,7 +1,7 @@
 //! The source's end of a migration: one loop that owns the machine, and one function around it.
 
 mod driver;
-mod links;
+pub(super) mod links;
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -150,7 +150,7 @@ fn run<G: Guest + ?Sized>(
         Err(cause) => return rolled_back(format!("no random numbers for a new migration: {cause}")),
     };
     report.migration = id;
-    let rdma = driver::rdma(options);
+    let rdma = RdmaSupport::for_mode(options.mode, options.rdma.as_ref());
     let setup = match driver::setup(guest, options, &rdma) {
         Ok(setup) => setup,
         Err(cause) => return rolled_back(super::chain(&cause)),

@@ -4,6 +4,7 @@
 pub mod kvm;
 pub mod process;
 pub mod program;
+pub mod qemu;
 
 use std::io;
 use std::time::Duration;

@@ -25,6 +25,7 @@ pub mod preflight;
 pub mod progress;
 pub mod quantity;
 pub mod rdma;
+pub mod relay;
 pub mod report;
 pub mod report_page;
 pub mod supervise;

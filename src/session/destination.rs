@@ -26,6 +26,7 @@ use crate::channel::{Arrival, Carrier, ChannelError, ChannelLink, ChannelReceive
 use crate::codec::Decompressor;
 use crate::memory::GuestMemory;
 use crate::memory::huge::HugeFiller;
+use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::{BarrierId, ChannelId, MAX_CHANNELS, Receipt};
 use crate::wire::preamble::MigrationId;
@@ -179,6 +180,12 @@ impl DestinationSession {
             quiet: Condvar::new(),
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// These pages of the memory hold something already: where the source says that one is zero, it is made so.
+    pub fn used_before(&self, pages: &PageSet) {
+        let runs: Vec<Run> = pages.runs().collect();
+        self.shared.written.insert(&runs);
     }
 
     /// What came so far.

@@ -103,6 +103,12 @@ pub struct ListenerStats {
     pub dropped: u64,
 }
 
+/// Whether a migration that begins proves that its source knows the secret; without a secret every one does.
+#[must_use]
+pub fn admits(secret: Secret, migration: MigrationId, proof: Proof) -> bool {
+    secret.is_none() || secret.prove(Purpose::NewMigration, migration) == proof
+}
+
 /// Listens on some addresses. Dropping it closes them; connections that were led on live on.
 #[derive(Debug)]
 pub struct Listener {

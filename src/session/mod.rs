@@ -30,7 +30,9 @@ pub use destination::{DestinationEvent, DestinationSession, DestinationStats};
 pub use encryption::{Encryption, EncryptionPolicy};
 pub use error::SessionError;
 pub use handshake::query;
-pub use listener::{Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection};
+pub use listener::{
+    Listener, ListenerEvent, ListenerOptions, ListenerStats, PendingLink, QueryConnection, admits,
+};
 pub use mode::{Capabilities, Resolved, TransferMode};
 pub use path::Path;
 pub use rdma::{RdmaSupport, RdmaTuning};

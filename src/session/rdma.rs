@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::mode::TransferMode;
+
 #[cfg(feature = "rdma")]
 pub use crate::channel::rdma::devices::{Gid, Limits, MemoryLock, Port, RdmaDevice, RdmaDevices};
 #[cfg(feature = "rdma")]
@@ -72,6 +74,15 @@ impl RdmaSupport {
         {
             let _ = tuning;
             Self::off("this program was built without RDMA")
+        }
+    }
+
+    /// What is used for a mode: these devices, or what this host has, where the mode asks for them.
+    #[must_use]
+    pub fn for_mode(mode: TransferMode, given: Option<&Self>) -> Self {
+        match mode {
+            TransferMode::Rdma | TransferMode::Auto => given.cloned().unwrap_or_else(Self::of_this_host),
+            TransferMode::Tcp | TransferMode::Compression => Self::off(&format!("its mode is {mode}")),
         }
     }
 

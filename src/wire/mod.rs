@@ -8,6 +8,7 @@ pub mod data;
 pub mod link;
 pub mod preamble;
 pub mod rdma;
+pub mod relay;
 
 /// The version that this program speaks at best.
 pub const PROTOCOL_VERSION: u16 = 1;

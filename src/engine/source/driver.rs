@@ -21,7 +21,7 @@ use crate::migration::handover::{Outcome, SourceRecord};
 use crate::migration::source::{Source, SourceAction, SourceConfig, SourceInput};
 use crate::pageset::PageSet;
 use crate::session::control::{ControlLink, LinkEvent};
-use crate::session::mode::{self, Capabilities, Resolved, TransferMode};
+use crate::session::mode::{self, Capabilities, Resolved};
 use crate::session::rdma::RdmaSupport;
 use crate::session::source::{SourceOptions, SourceSession};
 use crate::session::{EncryptionPolicy, SessionEvent};
@@ -33,18 +33,6 @@ use crate::wire::preamble::{MigrationId, Secret};
 const TICK: Duration = Duration::from_millis(100);
 /// How long one question about a token may take; the next comes soon enough.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// What this host has for RDMA, where the mode asks for it.
-pub(super) fn rdma(options: &MigrateOptions) -> RdmaSupport {
-    match options.mode {
-        TransferMode::Rdma | TransferMode::Auto => {
-            options.rdma.clone().unwrap_or_else(RdmaSupport::of_this_host)
-        }
-        mode @ (TransferMode::Tcp | TransferMode::Compression) => {
-            RdmaSupport::off(&format!("its mode is {mode}"))
-        }
-    }
-}
 
 /// What the destination is told of the guest.
 pub(super) fn setup<G: Guest + ?Sized>(

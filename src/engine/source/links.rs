@@ -153,7 +153,7 @@ fn interface(path: &Path) -> Option<String> {
 
 /// What the interfaces of the paths carry together, where all of them say (`Documentation/ABI/testing/sysfs-class-net`, in
 /// Mbit/s; -1 for unknown).
-pub(super) fn bits_per_second(paths: &[Path]) -> Option<u64> {
+pub(in crate::engine) fn bits_per_second(paths: &[Path]) -> Option<u64> {
     let interfaces: BTreeSet<String> = paths.iter().map(interface).collect::<Option<_>>()?;
     let speed = |interface: &String| {
         let text = std::fs::read_to_string(format!("/sys/class/net/{interface}/speed")).ok()?;

@@ -2,6 +2,7 @@
 
 mod bench;
 mod host;
+mod relay;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,6 +21,7 @@ use crate::host::daemon::run::ServeOptions;
 use crate::host::demo_options::{AddressPair, DemoOptions, GuestKind, MAX_CHANNELS, MAX_VCPUS};
 use crate::host::holder::{HolderOptions, Supervisor};
 use crate::host::quantity;
+use crate::host::relay::options::RelayRequest;
 use crate::migration::convergence::OnNoConvergence;
 use crate::session::mode::TransferMode;
 
@@ -43,6 +45,9 @@ enum Command {
     Demo(DemoArguments),
     /// Measure how fast memory moves, in each mode, at what cost, and what limits it.
     Bench(Box<bench::Bench>),
+    /// Move the guest of a stock QEMU, one process at each host.
+    #[command(subcommand)]
+    Relay(relay::Relay),
     /// Run this host's daemon: it supervises guests, moves them to other hosts and takes them in.
     Serve(host::Serve),
     /// Start, list and stop guests of this host.
@@ -107,6 +112,8 @@ pub enum Request {
     Demo(DemoOptions),
     /// `pageferry bench`.
     Bench(BenchRequest),
+    /// `pageferry relay`.
+    Relay(RelayRequest),
     /// `pageferry serve`.
     Serve(ServeOptions),
     /// What this host's daemon is to do.
@@ -145,6 +152,7 @@ pub fn parse_from(
     match Arguments::try_parse_from(arguments)?.command {
         Command::Demo(demo) => demo.options().map(Request::Demo),
         Command::Bench(bench) => bench.request().map(Request::Bench),
+        Command::Relay(relay) => relay.request().map(Request::Relay),
         Command::Serve(serve) => Ok(serve.request()),
         Command::Guest(guest) => Ok(guest.request()),
         Command::Migrate(migrate) => Ok(migrate.request()),

@@ -1,0 +1,8 @@
+//! See `decoders::relay`.
+#![no_main]
+
+#[allow(dead_code, reason = "each target runs one decoder of the list")]
+#[path = "../decoders.rs"]
+mod decoders;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| decoders::relay(bytes));

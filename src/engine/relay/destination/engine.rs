@@ -1,0 +1,171 @@
+//! The thread that decides at the destination: follows QEMU while it loads, and lets the guest run when it was given.
+
+use std::time::Duration;
+
+use crossbeam_channel::{select, tick};
+use serde_json::json;
+
+use super::{DestinationRelayOptions, Opened};
+use crate::engine::chain;
+use crate::engine::relay::streams::Event;
+use crate::engine::relay::{RelayError, RelayOutcome};
+use crate::guest::qemu::qmp::Qmp;
+use crate::guest::qemu::settings;
+use crate::session::DestinationEvent;
+use crate::wire::relay::RelayMessage;
+
+/// How often QEMU is asked.
+const ASK: Duration = Duration::from_millis(100);
+
+pub(super) struct Engine<'a> {
+    qmp: &'a mut Qmp,
+    opened: &'a Opened,
+    options: &'a DestinationRelayOptions,
+    /// QEMU has everything.
+    loaded: bool,
+}
+
+/// Why it ends.
+enum End {
+    /// The source has given the guest up.
+    Commit { run: bool },
+    /// It does not come about.
+    Failed(RelayError),
+    /// The source is out of reach, and the guest is complete here.
+    OutOfReach(RelayError),
+}
+
+impl<'a> Engine<'a> {
+    pub(super) fn new(qmp: &'a mut Qmp, opened: &'a Opened, options: &'a DestinationRelayOptions) -> Self {
+        Self { qmp, opened, options, loaded: false }
+    }
+
+    pub(super) fn run(&mut self, warnings: &mut Vec<String>) -> RelayOutcome {
+        let say = |message: &RelayMessage| self.opened.streams.say(message);
+        match self.follow(warnings) {
+            End::Commit { run } => match self.resume(run) {
+                Ok(()) => {
+                    say(&RelayMessage::Running);
+                    RelayOutcome::Completed
+                }
+                Err(error) => {
+                    let cause = chain(&error);
+                    self.end_qemu();
+                    say(&RelayMessage::Fenced(cause.clone()));
+                    RelayOutcome::RolledBack { cause }
+                }
+            },
+            End::Failed(error) => {
+                let cause = chain(&error);
+                // Its connections first: a QEMU that still loads fails by that.
+                self.opened.streams.shut();
+                self.end_qemu();
+                say(&RelayMessage::Abort(cause.clone()));
+                RelayOutcome::RolledBack { cause }
+            }
+            End::OutOfReach(error) => RelayOutcome::InDoubt {
+                cause: format!(
+                    "{}; the guest is complete here and stopped: ask the source QEMU (query-status); if the guest does not \
+                     run there and is not to, continue it here (cont), otherwise end this QEMU",
+                    chain(&error)
+                ),
+            },
+        }
+    }
+
+    fn follow(&mut self, warnings: &mut Vec<String>) -> End {
+        let qmp_events = self.qmp.events();
+        let (ticks, events) = (tick(ASK), self.opened.events.clone());
+        loop {
+            let asked = select! {
+                recv(events) -> event => match event {
+                    Ok(event) => match self.event(event, warnings) {
+                        Some(end) => return end,
+                        None => continue,
+                    },
+                    Err(_) => continue,
+                },
+                recv(self.opened.session_events) -> event => match event {
+                    Ok(event) => self.session(event, warnings),
+                    Err(_) => continue,
+                },
+                // One that has ended is asked too, and that fails.
+                recv(qmp_events) -> _ => self.ask(),
+                recv(ticks) -> _ => self.ask(),
+                recv(self.options.cancel.0) -> _ => Err(RelayError::Cancelled),
+            };
+            if let Err(error) = asked {
+                return End::Failed(error);
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event, warnings: &mut Vec<String>) -> Option<End> {
+        match event {
+            Event::Message(RelayMessage::Commit { run }) if self.loaded => Some(End::Commit { run }),
+            Event::Message(RelayMessage::Abort(cause)) => Some(End::Failed(RelayError::Peer(cause))),
+            Event::Message(other) => Some(End::Failed(RelayError::OutOfTurn(other.name()))),
+            // A commit may be under way.
+            Event::Failed(error @ RelayError::Session(_)) if self.loaded => Some(End::OutOfReach(error)),
+            Event::Failed(error) => Some(End::Failed(error)),
+            // QEMU closes its connections when it is done, or says why.
+            Event::Broken(error) => {
+                tracing::debug!("{}", chain(&error));
+                std::thread::sleep(ASK);
+                self.ask().err().map(End::Failed)
+            }
+            Event::Warning(text) => {
+                tracing::warn!("{text}");
+                warnings.push(text);
+                None
+            }
+        }
+    }
+
+    fn session(&self, event: DestinationEvent, warnings: &mut Vec<String>) -> Result<(), RelayError> {
+        match event {
+            DestinationEvent::Violation { cause, .. } => return Err(cause.into()),
+            DestinationEvent::ChannelLost { channel, cause } if !self.loaded => {
+                warnings.push(format!("data channel {channel} was lost: {}", chain(&cause)));
+            }
+            DestinationEvent::ChannelLost { .. } | DestinationEvent::ChannelAttached { .. } => {}
+        }
+        Ok(())
+    }
+
+    /// Asks QEMU how far it is.
+    fn ask(&mut self) -> Result<(), RelayError> {
+        if self.loaded {
+            return Ok(());
+        }
+        let migration = settings::migration(self.qmp)?;
+        match migration.status.as_str() {
+            "completed" => {
+                self.loaded = true;
+                self.opened.streams.say(&RelayMessage::Loaded);
+                Ok(())
+            }
+            "failed" | "cancelled" => {
+                Err(RelayError::Qemu { status: migration.status, error: migration.error })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn resume(&mut self, run: bool) -> Result<(), RelayError> {
+        if !run {
+            return Ok(());
+        }
+        settings::resume(self.qmp)?;
+        match settings::status(self.qmp)? {
+            (true, _) => Ok(()),
+            (false, status) => Err(RelayError::Qemu { status, error: None }),
+        }
+    }
+
+    /// A copy that must never run is ended, so that nobody lets it.
+    fn end_qemu(&mut self) {
+        // One that has failed ends by itself.
+        let _ = self.qmp.execute("quit", &json!({}));
+    }
+}

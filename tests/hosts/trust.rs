@@ -247,7 +247,7 @@ fn memory_is_encrypted_where_a_host_file_demands_it() {
         assert!(encrypted(report).iter().all(|(_, encrypted)| *encrypted), "{report:#}");
         assert!(host.log().contains("of TCP under TLS on"), "{}", host.log());
         let id = report["id"].as_str().expect("it has an identifier");
-        let (_, shown, _) = said(&host.run(&format!("report {id}")));
+        let (_, shown, _) = said(&host.run(&format!("status {id}")));
         assert!(shown.contains("TCP, encrypted"), "{shown}");
     }
     lab.beta.check_whole("vm");

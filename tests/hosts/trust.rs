@@ -209,3 +209,60 @@ fn without_certificates_a_host_keeps_to_itself_unless_it_is_told_otherwise() {
     }
     lab.beta.check_whole("vm");
 }
+
+/// Whether the last report says of every connection that it was encrypted, by interface.
+#[track_caller]
+fn encrypted(report: &serde_json::Value) -> Vec<(String, bool)> {
+    let channels = list(&report["channels"]);
+    assert!(!channels.is_empty(), "{report:#}");
+    let of = |channel: &serde_json::Value| {
+        let interface = channel["interface"].as_str().expect("it is known").to_owned();
+        (interface, channel["encrypted"].as_bool().expect("it is said"))
+    };
+    let mut said: Vec<_> = channels.iter().map(of).collect();
+    said.sort();
+    said.dedup();
+    said
+}
+
+#[test]
+fn memory_is_encrypted_where_a_host_file_demands_it() {
+    if !is_here() {
+        return;
+    }
+    let mut lab = Lab::running("--rate none");
+    lab.alpha.start_guest("vm", "");
+    let plain = moved(&lab.alpha, "vm", "--to beta");
+    assert!(encrypted(&plain).iter().all(|(_, encrypted)| !encrypted), "{plain:#}");
+
+    // What one host demands, both do, in either direction; RDMA is out of the question then.
+    lab.beta.configure("encryption = \"required\"");
+    restart(&mut lab.beta);
+    let report = lab.beta.done("check vm --to alpha --mode rdma");
+    let found = check(&report, "encryption").to_string();
+    assert!(found.contains("the host file of beta demands encryption: guest memory is encrypted"), "{found}");
+    let back = moved(&lab.beta, "vm", "--to alpha");
+    let forth = moved(&lab.alpha, "vm", "--to beta");
+    for (host, report) in [(&lab.beta, &back), (&lab.alpha, &forth)] {
+        assert!(encrypted(report).iter().all(|(_, encrypted)| *encrypted), "{report:#}");
+        assert!(host.log().contains("of TCP under TLS on"), "{}", host.log());
+        let id = report["id"].as_str().expect("it has an identifier");
+        let (_, shown, _) = said(&host.run(&format!("status {id}")));
+        assert!(shown.contains("TCP, encrypted"), "{shown}");
+    }
+    lab.beta.check_whole("vm");
+
+    // A network that both call isolated carries memory in plain, the other does not.
+    for host in [&lab.alpha, &lab.beta] {
+        let text = fs::read_to_string(host.config()).expect("the host file is there");
+        let rest: Vec<&str> = text.lines().filter(|line| !line.starts_with("networks")).collect();
+        let networks = "networks = [{ subnet = \"10.77.0.0/24\", isolated = true }, \"10.77.1.0/24\"]";
+        fs::write(host.config(), format!("{networks}\n{}\n", rest.join("\n"))).expect("it is written");
+    }
+    restart(&mut lab.alpha);
+    restart(&mut lab.beta);
+    let report = moved(&lab.beta, "vm", "--to alpha");
+    let said = encrypted(&report);
+    assert_eq!(said.iter().map(|(_, encrypted)| *encrypted).collect::<Vec<_>>(), [false, true], "{report:#}");
+    lab.alpha.check_whole("vm");
+}

@@ -11,7 +11,7 @@ use html::{Column, card, escape, table};
 
 use crate::host::api::migration::{Migration, MigrationState};
 use crate::host::view::speed;
-use crate::host::view::table::{moment, per_second, seconds, three_digits, time_of_day};
+use crate::host::view::table::{by, moment, per_second, seconds, three_digits, time_of_day};
 use crate::host::view::words;
 use crate::units::{Bytes, PAGE_SIZE};
 
@@ -199,6 +199,7 @@ fn channels(migration: &Migration) -> String {
             channel.local.clone(),
             channel.remote.clone(),
             channel.interface.clone().unwrap_or_else(|| "unknown".to_owned()),
+            by(channel),
             Bytes(channel.bytes).to_string(),
             if channel.lost { "lost on the way" } else { "to the end" }.to_owned(),
         ]
@@ -207,6 +208,7 @@ fn channels(migration: &Migration) -> String {
         Column::Text("From"),
         Column::Text("To"),
         Column::Text("Interface"),
+        Column::Text("By"),
         Column::Figure("Carried"),
         Column::Text("Lived"),
     ];

@@ -68,16 +68,21 @@ pub(in crate::host) fn channels<'a>(channels: impl Iterator<Item = &'a ChannelIn
             clean(&channel.local),
             clean(&channel.remote),
             channel.interface.as_deref().map_or_else(|| "unknown".to_owned(), clean),
-            match &channel.rdma {
-                Some(rdma) => format!("RDMA, {} port {}, {}", clean(&rdma.device), rdma.port, gid(rdma.gid)),
-                None if channel.encrypted => "TCP, encrypted".to_owned(),
-                None => "TCP".to_owned(),
-            },
+            by(channel),
             Bytes(channel.bytes).to_string(),
             if channel.lost { "lost on the way".to_owned() } else { String::new() },
         ]);
     }
     shown
+}
+
+/// What carried the pages of a connection.
+pub(in crate::host) fn by(channel: &ChannelInfo) -> String {
+    match &channel.rdma {
+        Some(rdma) => format!("RDMA, {} port {}, {}", clean(&rdma.device), rdma.port, gid(rdma.gid)),
+        None if channel.encrypted => "TCP, encrypted".to_owned(),
+        None => "TCP".to_owned(),
+    }
 }
 
 /// A GID as the IP address that it is.

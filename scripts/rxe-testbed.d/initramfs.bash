@@ -9,7 +9,7 @@ modules=(
     9pnet_virtio 9p crc32_generic udp_tunnel ip6_udp_tunnel ib_core ib_uverbs rdma_rxe rdma_ucm veth virtio_net
 )
 # Loaded beside the others, which they do not need.
-modules_later=(kvm ccp kvm-amd kvm-intel sch_netem sch_fq sch_tbf)
+modules_later=(kvm ccp kvm-amd kvm-intel sch_netem sch_fq sch_tbf sch_ingress cls_u32 act_gact)
 host_programs=(
     bash dash ip rdma tc ss bridge ib_write_bw ib_write_lat ib_read_bw ib_send_bw ibv_devinfo ibv_devices ibv_rc_pingpong rping
 )

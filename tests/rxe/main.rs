@@ -1,7 +1,11 @@
-//! Verbs on a real driver. One test boots a host with soft-RoCE (`scripts/rxe-testbed`) and runs those of [`inside`] there, with
-//! the program's account of every way in which RDMA can be absent; each boot takes a while, so there is one.
+//! RDMA on a real driver. A test boots hosts with soft-RoCE (`scripts/rxe-testbed`), puts this very program in, and runs others of
+//! it there: those of [`inside`] and [`lying`] in one host, with the program's account of every way in which RDMA can be absent;
+//! those of [`moving`] in two. Each boot takes a while, so there are few.
 
+mod hosts;
 mod inside;
+mod lying;
+mod moving;
 
 use std::process::{Command, Output};
 
@@ -13,7 +17,10 @@ ask() { echo "== $1"; shift; "$@" pageferry rdma devices; echo "code $?"; }
 user() { su -s /bin/sh nobody -c "$*"; }
 ask usable env
 ask json sh -c 'exec "$0" "$@" --json'
-ulimit -l 64; ask user user; ulimit -l unlimited
+ulimit -l 64; ask user user
+echo "== memlock"; ulimit -l 1024
+user pageferry demo --mode rdma --guest process --memory 16MiB --dirty-rate 1MiB --path 10.78.0.1-10.78.0.1 --json --state-dir /tmp/nobody
+echo "code $?"; ulimit -l unlimited
 ip link set pf0 down; ask down env; ip link set pf0 up
 ip address flush dev pf0; ask address env
 chmod 600 /dev/infiniband/uverbs0; ask permission user
@@ -33,6 +40,11 @@ const ANSWERS: &[(&str, &str, &[&str])] = &[
     ),
     ("json", "0", &["\"name\": \"rxe0\"", "\"reason\": null", "\"address\": \"10.78.0.1\""]),
     ("user", "0", &["may lock 65536 bytes"]),
+    (
+        "memlock",
+        "0",
+        &["\"mode_used\":\"tcp\"", "this process may lock 1048576 bytes of memory, and RDMA needs"],
+    ),
     ("down", "1", &["RDMA cannot be used: the port is down"]),
     ("address", "1", &["RDMA cannot be used: the port has no RoCE v2 GID"]),
     ("permission", "1", &["this user may not open /dev/infiniband/uverbs0"]),
@@ -43,9 +55,16 @@ const ANSWERS: &[(&str, &str, &[&str])] = &[
     ("library", "1", &["the RDMA library libibverbs.so.1 does not load", "No such file or directory"]),
 ];
 
+/// This program, to be put in, and the one under test.
+fn put() -> [String; 4] {
+    let this = std::env::current_exe().expect("the path of this test");
+    let program = format!("{}:/usr/bin/pageferry", env!("CARGO_BIN_EXE_pageferry"));
+    ["--put".to_owned(), program, "--put".to_owned(), format!("{}:/usr/bin/inside", this.display())]
+}
+
 fn testbed(arguments: &[&str], script: &str) -> Output {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rxe-testbed"))
-        .args(["run", "--time", "200"])
+        .args(["run", "--time", "280"])
         .args(arguments)
         .args(["--", script])
         .output()
@@ -53,22 +72,39 @@ fn testbed(arguments: &[&str], script: &str) -> Output {
 }
 
 #[test]
+fn guests_move_between_two_hosts_by_rdma_and_without_it() {
+    if !require(&[Need::Rxe, Need::Qemu]) {
+        return;
+    }
+    // A test that does not end well shows what the daemons have logged.
+    let script = "daemons && inside --ignored --test-threads=1 --nocapture moving:: 2>&1
+        code=$?
+        [ $code = 0 ] || for host in 1 2; do echo \"== the daemon of host $host\"; on $host 'cat /var/log/pageferry.log'; done
+        exit $code";
+    let put = put();
+    let mut options = vec!["--hosts", "2", "--rails", "2"];
+    options.extend(put.iter().map(String::as_str));
+    let output = testbed(&options, script);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    assert!(stdout.contains("test result: ok. 7 passed"), "{stdout}\n{stderr}");
+    println!("{stdout}");
+}
+
+#[test]
 fn soft_roce_does_what_a_migration_asks_of_it() {
     if !require(&[Need::Rxe, Need::Qemu]) {
         return;
     }
-    let program = format!("{}:/usr/bin/pageferry", env!("CARGO_BIN_EXE_pageferry"));
-    let this = std::env::current_exe().expect("the path of this test");
-    let tests = format!("{}:/usr/bin/inside", this.display());
     let script = format!(
-        "rdma resource show >/tmp/before\ninside --ignored --test-threads=1 --skip locked inside:: || exit 1\n\
+        "rdma resource show >/tmp/before\ninside --ignored --test-threads=1 --skip locked inside:: lying:: || exit 1\n\
          (ulimit -l 64; su -s /bin/sh nobody -c 'inside --ignored locked') || exit 1\n\
          rdma resource show >/tmp/after\ncmp /tmp/before /tmp/after || {{ cat /tmp/before /tmp/after; exit 1; }}\n{TAKE_APART}"
     );
-    let output = testbed(&["--put", &program, "--put", &tests], &script);
+    let output = testbed(&put().each_ref().map(String::as_str), &script);
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
-    for passed in ["test result: ok. 4 passed", "test result: ok. 1 passed"] {
+    for passed in ["test result: ok. 5 passed", "test result: ok. 1 passed"] {
         assert!(stdout.contains(passed), "{stdout}\n{stderr}");
     }
     for (part, code, words) in ANSWERS {

@@ -198,8 +198,13 @@ impl RdmaReceiver {
     fn wait(&mut self) -> Result<(), ChannelError> {
         use std::os::fd::AsFd;
         let link = self.link.clone();
-        let watched = [connection(&link), self.received.event_descriptor(), self.followed.event.as_fd()];
-        let [told, completed, registered] = wait(watched, link.timeout)?;
+        let [event, gone] = self.registered.domain.watched();
+        let (received, followed) = (self.received.event_descriptor(), self.followed.event.as_fd());
+        let watched = [connection(&link), received, followed, event, gone];
+        let [told, completed, registered, event, gone] = wait(watched, link.timeout)?;
+        if event || gone {
+            self.registered.check_device()?;
+        }
         if registered {
             self.tell_keys()?;
         }

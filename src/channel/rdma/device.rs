@@ -1,8 +1,11 @@
 //! The RDMA devices of this host, as [`Fabric`] has them.
 
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::Reason;
 use super::devices::{MemoryLock, RdmaDevices};
@@ -12,7 +15,8 @@ use super::fabric::{
 };
 use crate::memory::Mapping;
 use crate::sys::verbs::{
-    self, CompletionQueue, Context, MemoryRegion, ProtectionDomain, ReceiveBatch, Residence, SendBatch,
+    self, AsyncEvent, CompletionQueue, Context, MemoryRegion, ProtectionDomain, ReceiveBatch, Residence,
+    SendBatch,
 };
 
 /// The devices that libibverbs lists.
@@ -51,7 +55,9 @@ impl Fabric for HostDevices {
         let domain = ProtectionDomain::new(&context)?;
         let on_demand = context.limits()?.on_demand_paging;
         let residence = if on_demand { Residence::OnDemand } else { Residence::Locked };
-        Ok(Arc::new(DeviceDomain { context, domain, residence }))
+        let told = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| VerbsError::Event(errno.into()))?;
+        Ok(Arc::new(DeviceDomain { context, domain, residence, gone: AtomicBool::new(false), told }))
     }
 
     fn reason_against_locking(&self, device: &str, bytes: u64) -> Option<Reason> {
@@ -68,6 +74,9 @@ struct DeviceDomain {
     domain: Arc<ProtectionDomain>,
     /// Of guest RAM.
     residence: Residence,
+    gone: AtomicBool,
+    /// The device tells an event once, and all channels are to know.
+    told: OwnedFd,
 }
 
 impl Domain for DeviceDomain {
@@ -91,6 +100,22 @@ impl Domain for DeviceDomain {
         let queue_pair =
             Box::new(DeviceQueuePair { raw, batch: Mutex::default(), buffers: Mutex::default() });
         Ok(Connection { queue_pair, sent, received })
+    }
+
+    fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.context.as_fd(), self.told.as_fd()]
+    }
+
+    fn is_gone(&self) -> bool {
+        while let Ok(Some(event)) = self.context.next_event() {
+            tracing::debug!(?event, "an RDMA device");
+            if event == AsyncEvent::DeviceFatal {
+                self.gone.store(true, Ordering::Release);
+                // Full only when it was told 2^64 times.
+                let _ = rustix::io::write(&self.told, &1u64.to_ne_bytes());
+            }
+        }
+        self.gone.load(Ordering::Acquire)
     }
 }
 

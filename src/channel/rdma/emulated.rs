@@ -10,7 +10,11 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use rustix::event::{EventfdFlags, eventfd};
 
 use super::Reason;
 use super::fabric::{
@@ -109,6 +113,7 @@ impl Network {
             devices: devices.collect(),
             down: Mutex::default(),
             lock_limit: Mutex::default(),
+            open: Mutex::default(),
         })
     }
 
@@ -314,6 +319,14 @@ pub(crate) struct Host {
     devices: Vec<(String, IpAddr)>,
     down: Mutex<Vec<IpAddr>>,
     lock_limit: Mutex<Option<u64>>,
+    open: Mutex<Vec<(IpAddr, Weak<Gone>)>>,
+}
+
+/// Whether a device is gone, for one who has it open.
+#[derive(Debug)]
+struct Gone {
+    is: AtomicBool,
+    told: OwnedFd,
 }
 
 impl Host {
@@ -324,6 +337,21 @@ impl Host {
         if down {
             all.push(address);
         }
+    }
+
+    /// Takes a device away, as unloading its driver does. Who has it open is told.
+    pub(crate) fn take_away(&self, address: IpAddr) {
+        self.set_down(address, true);
+        for (_, gone) in self.open.lock().unwrap().iter().filter(|(of, _)| *of == address) {
+            let Some(gone) = gone.upgrade() else { continue };
+            gone.is.store(true, Ordering::SeqCst);
+            rustix::io::write(&gone.told, &1u64.to_ne_bytes()).expect("an event");
+        }
+    }
+
+    /// How often devices are open.
+    pub(crate) fn opened(&self) -> usize {
+        self.open.lock().unwrap().iter().filter(|(_, gone)| gone.strong_count() > 0).count()
     }
 
     /// Has this host allow no more registered memory.
@@ -367,7 +395,10 @@ impl Fabric for Host {
         }
         let number = u64::from(inner.number());
         drop(inner);
-        Ok(Arc::new(EmulatedDomain { network: self.network.clone(), number, address: *address }))
+        let told = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).expect("an event");
+        let gone = Arc::new(Gone { is: AtomicBool::new(false), told });
+        self.open.lock().unwrap().push((*address, Arc::downgrade(&gone)));
+        Ok(Arc::new(EmulatedDomain { network: self.network.clone(), number, address: *address, gone }))
     }
 
     fn reason_against_locking(&self, _: &str, needed: u64) -> Option<Reason> {
@@ -381,6 +412,7 @@ struct EmulatedDomain {
     network: Network,
     number: u64,
     address: IpAddr,
+    gone: Arc<Gone>,
 }
 
 impl Domain for EmulatedDomain {
@@ -442,5 +474,13 @@ impl Domain for EmulatedDomain {
         inner.queue_pairs.insert(number, pair);
         let queue_pair = Box::new(EmulatedPair { network: self.network.clone(), number });
         Ok(Connection { queue_pair, sent, received })
+    }
+
+    fn watched(&self) -> [BorrowedFd<'_>; 2] {
+        [self.gone.told.as_fd(); 2]
+    }
+
+    fn is_gone(&self) -> bool {
+        self.gone.is.load(Ordering::SeqCst)
     }
 }

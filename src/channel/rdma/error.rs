@@ -24,6 +24,9 @@ pub enum RdmaError {
         #[source]
         cause: Arc<VerbsError>,
     },
+    /// The device is being taken away.
+    #[error("the RDMA device {0} was taken away")]
+    Gone(String),
     /// A request failed, and with it the queue pair.
     #[error("the RDMA queue pair failed: {0}")]
     Work(Status),

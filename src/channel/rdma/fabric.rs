@@ -74,6 +74,12 @@ pub trait Domain: Debug + Send + Sync {
     /// # Errors
     /// What the device says.
     fn queue_pair(&self, depths: Depths) -> Result<Connection, VerbsError>;
+
+    /// One of them becomes readable when something happens to the device, for [`Domain::is_gone`] to look at.
+    fn watched(&self) -> [BorrowedFd<'_>; 2];
+
+    /// Whether the device is being taken away. Its driver waits until all that was made of it is given back.
+    fn is_gone(&self) -> bool;
 }
 
 /// A registered range; dropping it takes it from the device.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -31,7 +31,7 @@ pub struct RdmaMemory {
     memory: GuestMemory,
     access: Access,
     about_to_expose: Option<AboutToExpose>,
-    devices: Mutex<Devices>,
+    devices: Arc<Mutex<Devices>>,
 }
 
 #[derive(Default)]
@@ -50,14 +50,14 @@ impl RdmaMemory {
     /// Memory that channels send from: nobody reaches it from afar.
     #[must_use]
     pub fn to_read(fabric: Arc<dyn Fabric>, memory: GuestMemory) -> Self {
-        Self { fabric, memory, access: Access::LocalRead, about_to_expose: None, devices: Mutex::default() }
+        Self { fabric, memory, access: Access::LocalRead, about_to_expose: None, devices: Arc::default() }
     }
 
     /// Memory that the source writes.
     #[must_use]
     pub fn to_write(fabric: Arc<dyn Fabric>, memory: GuestMemory, about_to_expose: AboutToExpose) -> Self {
         let about_to_expose = Some(about_to_expose);
-        Self { fabric, memory, access: Access::RemoteWrite, about_to_expose, devices: Mutex::default() }
+        Self { fabric, memory, access: Access::RemoteWrite, about_to_expose, devices: Arc::default() }
     }
 
     /// The devices that it is for.
@@ -92,6 +92,8 @@ impl RdmaMemory {
                 }
                 let domain = self.fabric.domain(device).map_err(RdmaError::device(device))?;
                 let registered = Registered {
+                    device: device.to_owned(),
+                    among: Arc::downgrade(&self.devices),
                     domain,
                     pieces: pieces.clone(),
                     memory: self.memory.clone(),
@@ -148,6 +150,9 @@ impl Drop for RdmaMemory {
 
 /// The memory on one device.
 pub(super) struct Registered {
+    device: String,
+    /// Where it is, for as long as it is wanted.
+    among: Weak<Mutex<Devices>>,
     pub(super) domain: Arc<dyn Domain>,
     pub(super) pieces: Pieces,
     memory: GuestMemory,
@@ -308,6 +313,22 @@ impl Registered {
         state.followers.retain(|follower| Arc::strong_count(follower) > 1);
         state.followers.push(followed.clone());
         Ok(followed)
+    }
+
+    /// Whether the device is being taken away; then nothing is kept of it but what channels have.
+    pub(super) fn check_device(self: &Arc<Self>) -> Result<(), RdmaError> {
+        if !self.domain.is_gone() {
+            return Ok(());
+        }
+        if let Some(devices) = self.among.upgrade() {
+            let mut devices = devices.lock().unwrap_or_else(PoisonError::into_inner);
+            if devices.by_name.get(&self.device).is_some_and(|found| Arc::ptr_eq(found, self)) {
+                devices.by_name.remove(&self.device);
+            }
+        }
+        self.stop();
+        self.lock().slots.clear();
+        Err(RdmaError::Gone(self.device.clone()))
     }
 
     fn bytes(&self) -> u64 {

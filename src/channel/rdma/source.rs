@@ -119,7 +119,7 @@ fn open_on(
     let shared = Arc::new(shared);
     let source = RdmaSource {
         shared: shared.clone(),
-        registered,
+        registered: registered.clone(),
         slots,
         local: vec![None; pieces.count() as usize],
         pieces,
@@ -128,7 +128,11 @@ fn open_on(
         head: Vec::new(),
     };
     let link = shared.link.clone();
-    Ok(OpenChannel { source: Box::new(source), receipts: Box::new(RdmaReceipts { shared }), link })
+    Ok(OpenChannel {
+        source: Box::new(source),
+        receipts: Box::new(RdmaReceipts { shared, registered }),
+        link,
+    })
 }
 
 /// Where packets begin to be numbered: at random, so that what is left of an earlier connection does not fit.
@@ -410,6 +414,7 @@ impl ChannelSource for RdmaSource {
 
 struct RdmaReceipts {
     shared: Arc<Shared>,
+    registered: Arc<Registered>,
 }
 
 impl Drop for RdmaReceipts {
@@ -448,8 +453,12 @@ impl ChannelReceipts for RdmaReceipts {
     fn next(&mut self) -> Result<Receipt, ChannelError> {
         loop {
             let link = &self.shared.link;
-            let [told, completed] =
-                wait([connection(link), self.shared.sent.event_descriptor()], link.timeout)?;
+            let [event, gone] = self.registered.domain.watched();
+            let watched = [connection(link), self.shared.sent.event_descriptor(), event, gone];
+            let [told, completed, event, gone] = wait(watched, link.timeout)?;
+            if event || gone {
+                self.registered.check_device()?;
+            }
             // What the destination says explains more than how the queue pair fails.
             if told {
                 match self.read()? {

@@ -12,6 +12,8 @@ use crate::host::bench::sweep::CHANNELS;
 use crate::host::demo_options::{AddressPair, MAX_CHANNELS};
 use crate::host::quantity;
 use crate::session::mode::TransferMode;
+use crate::units::{Bytes, PAGE_SIZE};
+use crate::wire::data::MAX_BATCH_PAGES;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
@@ -65,7 +67,7 @@ struct Measure {
     /// How much memory is sent. Without it: 1 GiB, or all of the file.
     #[arg(long, value_name = "SIZE", value_parser = quantity::memory)]
     memory: Option<u64>,
-    /// What it holds: random, zero, text, sparse:5% (in use, random, the rest untouched) or file:PATH.
+    /// What it holds: random, zero, text, sparse:5% (in use, random, the rest untouched), scattered (every other page) or file:PATH.
     #[arg(long, value_name = "FILL", default_value = "random")]
     fill: Fill,
     /// How many connections carry it, over all paths together; several numbers with commas between them.
@@ -87,6 +89,9 @@ struct Measure {
     /// How often everything is measured, in turns; the figures are medians.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
+    /// How much is sent at a time at most, 4KiB to 4MiB; several with commas between them. Without it: 1MiB, as a migration.
+    #[arg(long, value_name = "SIZE", value_delimiter = ',', value_parser = batch_pages)]
+    batch: Vec<u64>,
     /// Try other batch sizes and numbers of channels, and say which are best.
     #[arg(long)]
     sweep: bool,
@@ -122,6 +127,12 @@ impl Mode {
             Self::All => &[TransferMode::Tcp, TransferMode::Compression, TransferMode::Rdma],
         }
     }
+}
+
+fn batch_pages(text: &str) -> Result<u64, String> {
+    let pages = quantity::memory(text).map_err(|error| error.to_string())? / PAGE_SIZE;
+    let most = MAX_BATCH_PAGES * PAGE_SIZE;
+    if pages > MAX_BATCH_PAGES { Err(format!("{text:?} is more than {}", Bytes(most))) } else { Ok(pages) }
 }
 
 fn listen_address(text: &str) -> Result<SocketAddr, String> {
@@ -192,6 +203,7 @@ impl Measure {
             duration: self.duration,
             warm: self.warm,
             runs: self.runs,
+            batches: self.batch,
             sweep: self.sweep,
             compare: self.compare,
             report: self.report,
@@ -235,12 +247,13 @@ mod tests {
     fn flags_before_and_after_the_other_end() {
         let options = measure(
             "client host-b:9 --mode compression,tcp --channels 4,1,4 --fill sparse:5% --memory 64MiB --runs 3 --warm \
-             --path 127.0.0.2-127.0.0.3 --dirty-rate 10MiB --duration 2s --sweep --json",
+             --path 127.0.0.2-127.0.0.3 --dirty-rate 10MiB --duration 2s --sweep --batch 64KiB,4MiB --json",
         );
         assert_eq!(options.target, Target::Host("host-b:9".to_owned()));
         assert_eq!(options.modes, [TransferMode::Compression, TransferMode::Tcp]);
         assert_eq!((options.channels, options.fill), (vec![4, 1], Fill::Sparse(0.05)));
         assert_eq!(options.duration, Some(Duration::from_secs(2)));
+        assert_eq!(options.batches, [16, 1024]);
         assert!(options.warm && options.sweep && options.json && !options.verbose);
         let BenchRequest::Serve(server) = bench("server --listen ::1 --listen 0.0.0.0:9 --once").unwrap()
         else {
@@ -258,6 +271,7 @@ mod tests {
             ("--mode auto", "possible values: tcp, compression, rdma, all"),
             ("--fill noise", "sparse:5%"),
             ("--memory 5", "not a whole number of 4 KiB pages"),
+            ("--batch 5MiB", "more than 4 MiB"),
             ("--channels 0", "1..=64"),
             ("--channels 1,65", "1..=64"),
             ("--channels two", "two"),

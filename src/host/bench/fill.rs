@@ -31,6 +31,7 @@ pub(super) fn sizes(fill: &Fill, wanted: Option<u64>) -> Result<(u64, u64), Benc
             let chunk = CHUNK_PAGES * PAGE_SIZE;
             ((memory as f64 * share) as u64).next_multiple_of(chunk).min(memory)
         }
+        Fill::Scattered => (memory / PAGE_SIZE).div_ceil(2) * PAGE_SIZE,
         _ => memory,
     };
     Ok((memory, in_use))
@@ -53,6 +54,7 @@ pub(super) fn memory(fill: &Fill, bytes: u64) -> Result<GuestMemory, BenchError>
         Fill::Zero => memory.zero_run(Run::new(0, memory.layout().total_pages())),
         Fill::Text => write_all(&memory, |_, chunk| text(&mut random, chunk)),
         Fill::Sparse(share) => write_sparse(&memory, *share, &mut random),
+        Fill::Scattered => write_scattered(&memory, &mut random),
         Fill::File(path) => {
             let failed = |cause| BenchError::Image { path: path.clone(), cause };
             read_file(&memory, path).map_err(failed)?;
@@ -86,6 +88,15 @@ fn write_sparse(memory: &GuestMemory, share: f64, random: &mut Random) {
             random.fill(chunk);
             memory.write_run(run, chunk);
         }
+    }
+}
+
+/// Every other page: no two that are in use lie side by side, which is the worst for whatever sends runs.
+fn write_scattered(memory: &GuestMemory, random: &mut Random) {
+    let mut page = vec![0; PAGE_SIZE as usize];
+    for first in (0..memory.layout().total_pages()).step_by(2) {
+        random.fill(&mut page);
+        memory.write_run(Run::new(first, 1), &page);
     }
 }
 

@@ -252,7 +252,11 @@ fn settings(options: &BenchOptions, client: &Client) -> Result<(Vec<Setting>, Ve
             skipped.push(Skipped { mode, reason: resolved.reason });
             continue;
         }
-        let batches = if options.sweep { &sweep::BATCHES[..] } else { &[BATCH_PAGES] };
+        let batches = match &options.batches[..] {
+            [] if options.sweep => &sweep::BATCHES[..],
+            [] => &[BATCH_PAGES],
+            given => given,
+        };
         for &channels in &options.channels {
             settings.extend(batches.iter().map(|&batch_pages| Setting { mode, channels, batch_pages }));
         }

@@ -23,13 +23,15 @@ pub enum Fill {
     Text,
     /// Random bytes in this part of the memory, from 0 to 1, in pieces of 64 KiB; the rest was never touched.
     Sparse(f64),
+    /// Random bytes in every other page; the rest was never touched.
+    Scattered,
     /// What a file holds, such as an image of a guest's RAM.
     File(PathBuf),
 }
 
 /// A word that names no fill.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no content of memory; there are random, zero, text, sparse:5% and file:PATH")]
+#[error("{0:?} is no content of memory; there are random, zero, text, sparse:5%, scattered and file:PATH")]
 pub struct UnknownFill(pub String);
 
 impl FromStr for Fill {
@@ -44,6 +46,7 @@ impl FromStr for Fill {
             None if text == "random" => Some(Self::Random),
             None if text == "zero" => Some(Self::Zero),
             None if text == "text" => Some(Self::Text),
+            None if text == "scattered" => Some(Self::Scattered),
             Some(("sparse", percent)) => share(percent),
             Some(("file", path)) if !path.is_empty() => Some(Self::File(path.into())),
             _ => None,
@@ -62,6 +65,7 @@ impl fmt::Display for Fill {
                 let percent = format!("{:.4}", share * 100.0);
                 write!(f, "sparse:{}%", percent.trim_end_matches('0').trim_end_matches('.'))
             }
+            Self::Scattered => f.write_str("scattered"),
             Self::File(path) => write!(f, "file:{}", path.display()),
         }
     }
@@ -99,6 +103,8 @@ pub struct BenchOptions {
     pub warm: bool,
     /// How often everything is measured, in turns.
     pub runs: u32,
+    /// In batches of so many pages at most; none leaves it at that of a migration.
+    pub batches: Vec<u64>,
     /// Whether batch sizes are tried besides.
     pub sweep: bool,
     /// An earlier result to compare with.
@@ -139,7 +145,16 @@ mod tests {
 
     #[test]
     fn fills_are_read_back() {
-        for text in ["random", "zero", "text", "sparse:5%", "sparse:0.25%", "sparse:100%", "file:/tmp/a:b"] {
+        for text in [
+            "random",
+            "zero",
+            "text",
+            "sparse:5%",
+            "sparse:0.25%",
+            "sparse:100%",
+            "scattered",
+            "file:/tmp/a:b",
+        ] {
             assert_eq!(text.parse::<Fill>().unwrap().to_string(), text);
         }
         assert_eq!("sparse:5%".parse(), Ok(Fill::Sparse(0.05)));

@@ -365,6 +365,35 @@ fn a_network_that_drops_packets_of_rdma_is_found_out_before_a_round() {
     rails.close(session);
 }
 
+/// A driver waits for all who have its device open. What is under way goes on without it.
+#[test]
+fn a_device_that_is_taken_away_is_let_go_at_once_and_taken_again_when_it_is_back() {
+    for here in [true, false] {
+        let mut rails = Rails::new();
+        let all = rails.scribble(300);
+        let (session, events) = rails.open(&rails.paths()[..1], 2);
+        rails.round(&session, &events, 0, all);
+        let host = if here { rails.ours.clone() } else { rails.theirs.clone() };
+        host.take_away(RAILS[0]);
+        // Between rounds, when nothing else would be noticed.
+        let (to, reason) = changed(&events);
+        assert_eq!(to, TransferMode::Tcp);
+        assert!(!here || reason.contains("the RDMA device emu0 was taken away"), "{reason}");
+        eventually("a device that nobody has open", || host.opened() == 0);
+        let more = rails.scribble(300);
+        rails.round(&session, &events, 1, more);
+        host.set_down(RAILS[0], false);
+        let mut round = 2;
+        eventually("the device's return", || {
+            let more = rails.scribble(50);
+            rails.round(&session, &events, round, more);
+            round += 1;
+            session.stats().mode == TransferMode::Rdma
+        });
+        rails.close(session);
+    }
+}
+
 /// Stale writes: a wire that keeps what was posted for longer than the channel lives.
 #[test]
 fn what_a_lost_channel_still_has_under_way_never_lands() {

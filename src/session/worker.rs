@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rustix::time::{ClockId, clock_gettime};
+
 use super::mode::TransferMode;
 use super::source::SourceShared;
 use super::source::timing::TimeSplit;
@@ -153,6 +155,8 @@ struct Packer {
     mark: Option<(Instant, Option<u64>)>,
     /// How long the last batch kept the compressor, samples included.
     took: Duration,
+    /// The levels that were used before.
+    used: Vec<i32>,
 }
 
 impl Packer {
@@ -163,6 +167,7 @@ impl Packer {
             copy: Vec::new(),
             mark: None,
             took: Duration::ZERO,
+            used: Vec::new(),
         })
     }
 
@@ -178,8 +183,14 @@ impl Packer {
         let plan = self.controller.plan(page_bytes);
         let mut sampling = 0.0;
         if let Some(level) = plan.sample {
+            let began = Instant::now();
+            if !self.used.contains(&level) {
+                // The first use of a level makes its tables, in fresh memory: that says nothing of the next.
+                self.used.push(level);
+                self.sample(memory, runs, level);
+            }
             let sample = self.sample(memory, runs, level);
-            sampling = sample.seconds;
+            sampling = began.elapsed().as_secs_f64();
             self.controller.sampled(sample);
         }
         let mut compress_seconds = 0.0;
@@ -220,14 +231,21 @@ impl Packer {
 
     /// Compresses some pages of a batch to see how well that goes.
     fn sample(&mut self, memory: &GuestMemory, runs: &[Run], level: i32) -> Sample {
-        let started = Instant::now();
+        // Of this thread alone: while it does not run, that is no matter of the level.
+        let started = thread_time();
         self.copy.clear();
         sample_runs(runs).for_each(|run| memory.read_run(run, &mut self.copy));
         let page_bytes = self.copy.len() as u64;
         let packed = self.compressor.compress(&self.copy, level).map(|packed| packed.len() as u64);
-        let seconds = started.elapsed().as_secs_f64();
+        let seconds = thread_time().saturating_sub(started).as_secs_f64();
         Sample { level, page_bytes, packed_bytes: packed.unwrap_or(page_bytes), seconds }
     }
+}
+
+/// Processor time of this thread.
+fn thread_time() -> Duration {
+    let time = clock_gettime(ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// [`SAMPLE_PAGES`] pages in some groups from all over a batch; all of a small one.

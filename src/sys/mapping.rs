@@ -93,7 +93,8 @@ impl Mapping {
         Self::map(Arc::new(file), 0, bytes, huge)
     }
 
-    /// Shared memory over a file that someone else may map too.
+    /// Shared memory over a file that someone else may map too. Gets huge pages where its file system has them
+    /// ([`HugePages::Transparent`]).
     ///
     /// # Errors
     /// What `mmap(2)` answers, or `EINVAL` when the file ends before the range does: access past the end would kill us.
@@ -105,7 +106,7 @@ impl Mapping {
                 format!("the memory file has {size} bytes, less than offset {offset} + {bytes} bytes"),
             ));
         }
-        Self::map(Arc::new(file), offset, bytes, HugePages::No)
+        Self::map(Arc::new(file), offset, bytes, HugePages::Transparent)
     }
 
     /// Memory that the embedder has mapped: `owner` is kept until the mapping is dropped, and keeps it mapped.
@@ -341,21 +342,32 @@ fn checked_length(bytes: u64) -> io::Result<usize> {
     usize::try_from(bytes).map_err(|_| rustix::io::Errno::NOMEM.into())
 }
 
-/// Copies word by word, volatile on both sides: one side is memory that the guest may be writing.
+/// What is copied at a time: as much as one instruction moves, where that is known.
+#[cfg(target_arch = "x86_64")]
+type Unit = std::arch::x86_64::__m128i;
+#[cfg(not(target_arch = "x86_64"))]
+type Unit = u64;
+
+/// Copies volatile on both sides, as much at a time as the addresses are aligned for: one side is memory that the guest may
+/// be writing.
 fn copy_volatile(from: *const u8, to: *mut u8, bytes: usize) {
-    let words = if from.cast::<u64>().is_aligned() && to.cast::<u64>().is_aligned() { bytes / 8 } else { 0 };
-    for index in 0..words {
-        // SAFETY: the callers pass ranges that they checked or that a slice vouches for; both are aligned.
-        let word = unsafe { from.cast::<u64>().add(index).read_volatile() };
+    let mut done = copy_units::<Unit>(from, to, 0, bytes);
+    done = copy_units::<u64>(from, to, done, bytes);
+    copy_units::<u8>(from, to, done, bytes);
+}
+
+/// Copies what comes after the first `done` bytes, as far as it is whole units; answers how much is done then.
+fn copy_units<T>(from: *const u8, to: *mut u8, done: usize, bytes: usize) -> usize {
+    let (from, to) = (from.wrapping_add(done).cast::<T>(), to.wrapping_add(done).cast::<T>());
+    let units = if from.is_aligned() && to.is_aligned() { (bytes - done) / size_of::<T>() } else { 0 };
+    for index in 0..units {
+        // SAFETY: the callers pass ranges that they checked or that a slice vouches for; both are aligned, and a `T` is
+        // nothing but bytes.
+        let unit = unsafe { from.add(index).read_volatile() };
         // SAFETY: as above.
-        unsafe { to.cast::<u64>().add(index).write_volatile(word) };
+        unsafe { to.add(index).write_volatile(unit) };
     }
-    for index in words * 8..bytes {
-        // SAFETY: as above; bytes need no alignment.
-        let byte = unsafe { from.add(index).read_volatile() };
-        // SAFETY: as above.
-        unsafe { to.add(index).write_volatile(byte) };
-    }
+    done + units * size_of::<T>()
 }
 
 #[cfg(test)]

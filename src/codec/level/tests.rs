@@ -222,7 +222,7 @@ fn a_mixture_is_compressed_where_it_shrinks() {
             fixed.pass(fixed.queued / fixed.drain_rate());
             let best = (400 * BATCH) as f64 / fixed.clock;
             assert!(
-                throughput > 0.85 * best,
+                throughput > 0.8 * best,
                 "stretch {stretch} at {rate:.1e}: {throughput:.3e} of {best:.3e}"
             );
         }

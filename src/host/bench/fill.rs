@@ -27,7 +27,7 @@ pub(super) fn sizes(fill: &Fill, wanted: Option<u64>) -> Result<(u64, u64), Benc
         (_, None) => DEFAULT_BYTES,
     };
     let in_use = match fill {
-        Fill::Sparse(share) => {
+        Fill::Sparse(share) | Fill::First(share) => {
             let chunk = CHUNK_PAGES * PAGE_SIZE;
             ((memory as f64 * share) as u64).next_multiple_of(chunk).min(memory)
         }
@@ -55,6 +55,7 @@ pub(super) fn memory(fill: &Fill, bytes: u64) -> Result<GuestMemory, BenchError>
         Fill::Text => write_all(&memory, |_, chunk| text(&mut random, chunk)),
         Fill::Sparse(share) => write_sparse(&memory, *share, &mut random),
         Fill::Scattered => write_scattered(&memory, &mut random),
+        Fill::First(_) => write_first(&memory, sizes(fill, Some(bytes))?.1, &mut random),
         Fill::File(path) => {
             let failed = |cause| BenchError::Image { path: path.clone(), cause };
             read_file(&memory, path).map_err(failed)?;
@@ -97,6 +98,16 @@ fn write_scattered(memory: &GuestMemory, random: &mut Random) {
     for first in (0..memory.layout().total_pages()).step_by(2) {
         random.fill(&mut page);
         memory.write_run(Run::new(first, 1), &page);
+    }
+}
+
+/// So many bytes from the beginning on, whole pieces.
+fn write_first(memory: &GuestMemory, bytes: u64, random: &mut Random) {
+    let mut chunk = vec![0; (CHUNK_PAGES * PAGE_SIZE) as usize];
+    for run in chunks(memory).take_while(|run| run.end() * PAGE_SIZE <= bytes) {
+        let chunk = &mut chunk[..run.bytes() as usize];
+        random.fill(chunk);
+        memory.write_run(run, chunk);
     }
 }
 
@@ -214,6 +225,9 @@ mod tests {
             assert_eq!(touched.len(), chunks * CHUNK_PAGES, "{fill}");
             let (_, in_use) = sizes(&fill, Some(PAGES * PAGE_SIZE)).unwrap();
             assert!(in_use >= touched.len() * PAGE_SIZE, "{fill}: {in_use}");
+            let first = Fill::First(share);
+            let touched: Vec<Run> = filled(&first).touched().unwrap().runs().collect();
+            assert_eq!(touched, [Run::new(0, chunks * CHUNK_PAGES)], "{first}");
         }
     }
 

@@ -25,13 +25,17 @@ pub enum Fill {
     Sparse(f64),
     /// Random bytes in every other page; the rest was never touched.
     Scattered,
+    /// Random bytes in this part of the memory, from 0 to 1, from its beginning on; the rest was never touched.
+    First(f64),
     /// What a file holds, such as an image of a guest's RAM.
     File(PathBuf),
 }
 
 /// A word that names no fill.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no content of memory; there are random, zero, text, sparse:5%, scattered and file:PATH")]
+#[error(
+    "{0:?} is no content of memory; there are random, zero, text, sparse:5%, first:5%, scattered and file:PATH"
+)]
 pub struct UnknownFill(pub String);
 
 impl FromStr for Fill {
@@ -40,14 +44,15 @@ impl FromStr for Fill {
     fn from_str(text: &str) -> Result<Self, UnknownFill> {
         let share = |share: &str| {
             let percent: f64 = share.strip_suffix('%')?.trim().parse().ok()?;
-            (percent > 0.0 && percent <= 100.0).then_some(Self::Sparse(percent / 100.0))
+            (percent > 0.0 && percent <= 100.0).then_some(percent / 100.0)
         };
         let fill = match text.split_once(':') {
             None if text == "random" => Some(Self::Random),
             None if text == "zero" => Some(Self::Zero),
             None if text == "text" => Some(Self::Text),
             None if text == "scattered" => Some(Self::Scattered),
-            Some(("sparse", percent)) => share(percent),
+            Some(("sparse", percent)) => share(percent).map(Self::Sparse),
+            Some(("first", percent)) => share(percent).map(Self::First),
             Some(("file", path)) if !path.is_empty() => Some(Self::File(path.into())),
             _ => None,
         };
@@ -61,9 +66,10 @@ impl fmt::Display for Fill {
             Self::Random => f.write_str("random"),
             Self::Zero => f.write_str("zero"),
             Self::Text => f.write_str("text"),
-            Self::Sparse(share) => {
+            Self::Sparse(share) | Self::First(share) => {
+                let word = if matches!(self, Self::Sparse(_)) { "sparse" } else { "first" };
                 let percent = format!("{:.4}", share * 100.0);
-                write!(f, "sparse:{}%", percent.trim_end_matches('0').trim_end_matches('.'))
+                write!(f, "{word}:{}%", percent.trim_end_matches('0').trim_end_matches('.'))
             }
             Self::Scattered => f.write_str("scattered"),
             Self::File(path) => write!(f, "file:{}", path.display()),
@@ -153,6 +159,7 @@ mod tests {
             "sparse:0.25%",
             "sparse:100%",
             "scattered",
+            "first:2%",
             "file:/tmp/a:b",
         ] {
             assert_eq!(text.parse::<Fill>().unwrap().to_string(), text);

@@ -30,6 +30,8 @@ use crate::wire::rdma::{
 const REGISTERED_WITHIN: Duration = Duration::from_secs(30);
 /// How often a wait looks whether the channel still lives.
 const LOOK: Duration = Duration::from_millis(200);
+/// How long a queue pair may take to fail after the destination closed its connection.
+const A_MOMENT: Duration = Duration::from_millis(200);
 /// Requests that are posted together at most.
 const POST_AT_ONCE: usize = 64;
 
@@ -436,6 +438,16 @@ impl RdmaReceipts {
         Ok(header.with_rest(&rest))
     }
 
+    /// Why the connection is closed: a queue pair that fails is closed by the destination at once, and how it failed is known here
+    /// a moment later.
+    fn closed(&self, error: ChannelError) -> ChannelError {
+        if !matches!(error, ChannelError::Closed) || self.shared.link.is_shut() {
+            return error;
+        }
+        let _ = wait([self.shared.sent.event_descriptor()], A_MOMENT);
+        self.complete().err().unwrap_or(error)
+    }
+
     /// Takes what has completed, and asks to be told of more.
     fn complete(&self) -> Result<(), ChannelError> {
         let failed = |cause| self.shared.link.device_error(cause);
@@ -461,7 +473,7 @@ impl ChannelReceipts for RdmaReceipts {
             }
             // What the destination says explains more than how the queue pair fails.
             if told {
-                match self.read()? {
+                match self.read().map_err(|error| self.closed(error))? {
                     FromDestination::Receipt(Receipt::Error(text)) => return Err(ChannelError::Peer(text)),
                     FromDestination::Receipt(receipt) => {
                         self.shared.confirmed(&receipt)?;

@@ -76,7 +76,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             })
         }));
     }
-    let sides = in_turns(&ways, setup.runs, || memory::at_hand(bytes.max(setup.bytes) * 5 / 2))?;
+    let sides = in_turns(&ways, setup.runs, || memory::at_hand(bytes.max(setup.bytes)))?;
     let how = "rates are of the guest's whole memory; the number is that of channels";
     let mut result = CaseResult { case: "compression".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;

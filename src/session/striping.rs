@@ -14,7 +14,8 @@ use std::sync::Arc;
 use crate::layout::RamLayout;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, PageIndex, RoundId, Run};
-use crate::wire::data::{BarrierId, ChannelId, MAX_BATCH_PAGES};
+pub use crate::wire::data::MAX_BATCH_PAGES;
+use crate::wire::data::{BarrierId, ChannelId};
 
 /// Pages in a batch in the middle of a round: 256 x 4 KiB = 1 MiB, what a pipe takes at once.
 pub const BATCH_PAGES: u64 = 256;

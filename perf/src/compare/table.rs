@@ -91,9 +91,9 @@ mod tests {
         for expected in [
             "throughput (in turns)",
             "  ours     0.500     2.00    0.100 s/GiB  0.000 s/GiB         0     1  downtime 12.3 ms",
-            "rate                 3.500       >= 3 met",
-            "CPU                  0.250     <= 0.2 not met",
-            "context              1.000\n",
+            "rate        3.500       >= 3 met",
+            "CPU         0.250     <= 0.2 not met",
+            "context     1.000\n",
         ] {
             assert!(text.contains(expected), "{expected}\nis not in\n{text}");
         }

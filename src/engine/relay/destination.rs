@@ -16,6 +16,7 @@ use super::{RelayError, RelayOutcome, RelayReport, SocketFile, layout, map, meet
 use crate::engine::cancel::CancelSignal;
 use crate::engine::cpu::CpuMeter;
 use crate::engine::{chain, draw};
+use crate::guest::qemu::multifd::MAGIC;
 use crate::guest::qemu::qmp::Qmp;
 use crate::guest::qemu::ram::{self, RamBlock};
 use crate::guest::qemu::settings::{self, Facts, Settings};
@@ -92,7 +93,9 @@ pub fn take(
     let (began, cpu) = (Instant::now(), CpuMeter::start());
     let mut report = RelayReport::new(TransferMode::Auto);
     report.outcome = run(&mut waiting, options, listener, migration, pending, &mut report);
-    report.guest_here = settings::status(&mut waiting.qmp).ok();
+    if !matches!(report.outcome, RelayOutcome::RolledBack { .. }) {
+        report.guest_here = settings::status(&mut waiting.qmp).ok();
+    }
     report.total = began.elapsed();
     report.cpu = cpu.elapsed();
     report
@@ -305,7 +308,7 @@ impl Opened {
         listener.register(migration, secret, &session, &link);
         let link = Arc::new(link);
         let (sender, events) = unbounded();
-        let streams = Arc::new(Streams::new(link.clone(), agreed.memory, sender));
+        let streams = Arc::new(Streams::new(link.clone(), agreed.memory, sender, false));
         let over = Arc::new(AtomicBool::new(false));
         let follow = LinkFollower {
             streams: streams.clone(),
@@ -384,10 +387,10 @@ impl LinkFollower {
 
     fn hear(&mut self, bytes: &[u8]) -> Result<(), RelayError> {
         let message = RelayMessage::decode(bytes)?;
-        if let RelayMessage::Bytes { stream, .. } = message
-            && self.streams.get(stream).is_none()
+        if let RelayMessage::Bytes { stream, bytes } = &message
+            && self.streams.get(*stream).is_none()
         {
-            self.connect(stream)?;
+            self.connect(*stream, bytes.starts_with(&MAGIC.to_be_bytes()))?;
         }
         match self.streams.deliver(message)? {
             None => Ok(()),
@@ -400,12 +403,12 @@ impl LinkFollower {
     }
 
     /// The first bytes of a stream are in hand, so QEMU, which looks at them, need not wait.
-    fn connect(&mut self, id: u32) -> Result<(), RelayError> {
+    fn connect(&mut self, id: u32, multifd: bool) -> Result<(), RelayError> {
         if id >= self.most {
             return Err(RelayError::Violation("it has more streams than channels"));
         }
         let failed = |cause| RelayError::Socket { path: self.socket.clone(), cause };
-        let stream = self.streams.add(id, UnixStream::connect(&self.socket).map_err(failed)?)?;
+        let stream = self.streams.add(id, multifd, UnixStream::connect(&self.socket).map_err(failed)?)?;
         let streams = self.streams.clone();
         self.readers.push(spawn("pf-relay-in", move || streams.carry(&stream, Vec::new()))?);
         Ok(())

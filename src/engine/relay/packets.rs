@@ -144,8 +144,9 @@ impl Carrier {
         if id >= MAX_STREAMS {
             return Err(RelayError::Violation("QEMU makes more connections than multifd has channels"));
         }
-        let stream = self.streams.add(id, socket)?;
         let magic = u32::from_be_bytes(first);
+        let multifd = !self.opaque && magic == multifd::MAGIC;
+        let stream = self.streams.add(id, multifd, socket)?;
         if self.opaque || magic == MAIN_MAGIC {
             self.streams.carry(&stream, first.to_vec());
             return Ok(());

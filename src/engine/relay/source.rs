@@ -226,7 +226,7 @@ fn open(qmp: &mut Qmp, options: &SourceRelayOptions, report: &mut RelayReport) -
         session_sender,
     )?;
     let link = Arc::new(link);
-    let streams = Arc::new(Streams::new(link.clone(), memory.clone(), sender));
+    let streams = Arc::new(Streams::new(link.clone(), memory.clone(), sender, true));
     let pages = memory.layout().total_pages();
     let carrier = Arc::new(Carrier::new(streams, session, placed, pages, facts.tls));
     let socket = SocketFile(place);

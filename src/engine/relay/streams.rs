@@ -12,6 +12,7 @@ use std::thread::JoinHandle;
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use super::{RelayError, lock, spawn};
+use crate::guest::qemu::multifd;
 use crate::memory::GuestMemory;
 use crate::session::ControlLink;
 use crate::sys::scatter::{self, MemorySlice};
@@ -88,6 +89,8 @@ enum Piece {
 #[derive(Debug)]
 pub(super) struct Stream {
     pub(super) id: u32,
+    /// Whether it is known to be a multifd channel.
+    multifd: bool,
     pub(super) socket: UnixStream,
     pub(super) window: Window,
     queue: Sender<Piece>,
@@ -101,6 +104,8 @@ pub(super) struct Streams {
     link: Arc<ControlLink>,
     memory: GuestMemory,
     events: Sender<Event>,
+    /// Whether connections are cut when it cannot go on; they are finished otherwise, by [`Streams::finish`].
+    cuts: bool,
     state: Mutex<State>,
 }
 
@@ -112,8 +117,13 @@ struct State {
 }
 
 impl Streams {
-    pub(super) fn new(link: Arc<ControlLink>, memory: GuestMemory, events: Sender<Event>) -> Self {
-        Self { link, memory, events, state: Mutex::default() }
+    pub(super) fn new(
+        link: Arc<ControlLink>,
+        memory: GuestMemory,
+        events: Sender<Event>,
+        cuts: bool,
+    ) -> Self {
+        Self { link, memory, events, cuts, state: Mutex::default() }
     }
 
     /// The staging memory's mapping is the last.
@@ -126,17 +136,28 @@ impl Streams {
         self.link.send(message.encode());
     }
 
+    /// Tells whoever decides. When it cannot go on, QEMU's connections end at once and not when that thread comes to it: it may be
+    /// waiting for an answer of QEMU, which answers nobody while it waits for its connections with the guest stopped.
     pub(super) fn tell(&self, event: Event) {
+        if self.cuts && matches!(event, Event::Failed(_) | Event::Message(RelayMessage::Abort(_))) {
+            self.shut();
+        }
         // Whoever decides has decided.
         let _ = self.events.send(event);
     }
 
     /// Takes a connection in, and starts the thread that writes to it.
-    pub(super) fn add(self: &Arc<Self>, id: u32, socket: UnixStream) -> Result<Arc<Stream>, RelayError> {
+    pub(super) fn add(
+        self: &Arc<Self>,
+        id: u32,
+        multifd: bool,
+        socket: UnixStream,
+    ) -> Result<Arc<Stream>, RelayError> {
         let writes = socket.try_clone().map_err(RelayError::Stream)?;
         let (queue, pieces) = unbounded();
         let waiting = Arc::new(AtomicU64::new(0));
-        let stream = Arc::new(Stream { id, socket, window: Window::new(), queue, waiting: waiting.clone() });
+        let stream =
+            Arc::new(Stream { id, multifd, socket, window: Window::new(), queue, waiting: waiting.clone() });
         let mut state = lock(&self.state);
         if state.over {
             return Err(RelayError::Cancelled);
@@ -254,6 +275,19 @@ impl Streams {
                 return self.say(&RelayMessage::End { stream: stream.id });
             }
             bytes.truncate(got);
+        }
+    }
+
+    /// Lets a QEMU that waits for pages find out that none come any more. Its thread that answers QMP waits until every multifd channel
+    /// has sent a SYNC packet, and waits for ever when one has ended instead (QEMU 10.0). So each sends one and ends, and the main
+    /// channel ends in the middle, by which the load fails.
+    pub(super) fn finish(&self) {
+        for stream in lock(&self.state).streams.values() {
+            if stream.multifd {
+                stream.waiting.fetch_add(multifd::PACKET_BYTES as u64, Ordering::Relaxed);
+                let _ = stream.queue.send(Piece::Bytes(multifd::sync_packet().to_vec()));
+            }
+            let _ = stream.queue.send(Piece::End);
         }
     }
 

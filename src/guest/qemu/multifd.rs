@@ -216,6 +216,17 @@ pub fn empty(header: &mut [u8; PACKET_BYTES]) {
     header[32..36].fill(0);
 }
 
+/// A packet without pages that asks for everything before it to be in place.
+#[must_use]
+pub fn sync_packet() -> [u8; PACKET_BYTES] {
+    let mut header = [0; PACKET_BYTES];
+    header[..4].copy_from_slice(&MAGIC.to_be_bytes());
+    header[4..8].copy_from_slice(&VERSION.to_be_bytes());
+    header[8..12].copy_from_slice(&FLAG_SYNC.to_be_bytes());
+    header[12..16].copy_from_slice(&(MAX_PAGES as u32).to_be_bytes());
+    header
+}
+
 /// The pages at these offsets of a block that begins with page `first`, adjacent ones joined, in the given order. `None` if one
 /// lies outside the block's `pages`.
 #[must_use]

@@ -6,7 +6,7 @@
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, bounded};
 use rustix::net::sockopt::socket_peercred;
@@ -67,10 +67,12 @@ pub enum QmpError {
         path: PathBuf,
     },
     /// No answer.
-    #[error("QEMU has not answered {command} for {} s", ANSWER.as_secs())]
+    #[error("QEMU has not answered {command} for {seconds} s")]
     Silent {
         /// What it was told.
         command: String,
+        /// How long was waited.
+        seconds: u64,
     },
     /// It says no.
     #[error("QEMU does not do {command}: {description}")]
@@ -143,7 +145,7 @@ impl Qmp {
         let greeting = match self.answers.recv_timeout(GREETING) {
             Ok(greeting) => greeting,
             Err(RecvTimeoutError::Timeout) => return Err(QmpError::NoGreeting { path: self.path.clone() }),
-            Err(RecvTimeoutError::Disconnected) => return Err(QmpError::Closed { path: self.path.clone() }),
+            Err(RecvTimeoutError::Disconnected) => return Err(self.closed()),
         };
         let numbers = &greeting["QMP"]["version"]["qemu"];
         let number = |name: &str| numbers[name].as_u64().and_then(|number| u32::try_from(number).ok());
@@ -178,27 +180,58 @@ impl Qmp {
         self.events.clone()
     }
 
+    /// What is to be said when its events have ended.
+    #[must_use]
+    pub fn closed(&self) -> QmpError {
+        QmpError::Closed { path: self.path.clone() }
+    }
+
     /// Has a command done and waits for its answer.
     ///
     /// # Errors
     /// [`QmpError::Refused`] with QEMU's reason, or that it has gone or does not answer.
     pub fn execute(&mut self, command: &str, arguments: &Value) -> Result<Value, QmpError> {
+        self.execute_within(command, arguments, ANSWER)
+    }
+
+    /// Waits until QEMU has closed the socket, which it does when it ends; `false` when it has not within that time.
+    #[must_use]
+    pub fn ends_within(&self, time: Duration) -> bool {
+        let deadline = Instant::now() + time;
+        loop {
+            match self.events.recv_deadline(deadline) {
+                Ok(_) => {}
+                Err(error) => return error == RecvTimeoutError::Disconnected,
+            }
+        }
+    }
+
+    /// As [`Qmp::execute`], for a QEMU that may not answer.
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub fn execute_within(
+        &mut self,
+        command: &str,
+        arguments: &Value,
+        time: Duration,
+    ) -> Result<Value, QmpError> {
         let id = self.next;
         self.next += 1;
         let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
-        self.stream.write_all(line.as_bytes()).map_err(|_| QmpError::Closed { path: self.path.clone() })?;
+        self.stream.write_all(line.as_bytes()).map_err(|_| self.closed())?;
         loop {
-            match self.answers.recv_timeout(ANSWER) {
+            match self.answers.recv_timeout(time) {
                 Ok(Value::Object(answer)) if answer.get("id").and_then(Value::as_u64) == Some(id) => {
                     return self.judge(command, answer);
                 }
                 // The late answer to something that was given up.
                 Ok(_) => {}
-                Err(RecvTimeoutError::Timeout) => return Err(QmpError::Silent { command: command.into() }),
-                Err(RecvTimeoutError::Disconnected) => {
-                    return Err(QmpError::Closed { path: self.path.clone() });
+                Err(RecvTimeoutError::Timeout) => {
+                    return Err(QmpError::Silent { command: command.into(), seconds: time.as_secs() });
                 }
+                Err(RecvTimeoutError::Disconnected) => return Err(self.closed()),
             }
         }
     }

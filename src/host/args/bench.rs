@@ -12,8 +12,8 @@ use crate::host::bench::sweep::CHANNELS;
 use crate::host::demo_options::{AddressPair, MAX_CHANNELS};
 use crate::host::quantity;
 use crate::session::mode::TransferMode;
+use crate::session::striping::MAX_BATCH_PAGES;
 use crate::units::{Bytes, PAGE_SIZE};
-use crate::wire::data::MAX_BATCH_PAGES;
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]

@@ -1,21 +1,23 @@
 //! The thread that decides at the destination: follows QEMU while it loads, and lets the guest run when it was given.
+//!
+//! QEMU is not asked while it loads, but listened to: it answers nobody while it waits for pages.
 
 use std::time::Duration;
 
-use crossbeam_channel::{select, tick};
+use crossbeam_channel::select;
 use serde_json::json;
 
 use super::{DestinationRelayOptions, Opened};
 use crate::engine::chain;
 use crate::engine::relay::streams::Event;
 use crate::engine::relay::{RelayError, RelayOutcome};
-use crate::guest::qemu::qmp::Qmp;
+use crate::guest::qemu::qmp::{Qmp, QmpError, QmpEvent};
 use crate::guest::qemu::settings;
 use crate::session::DestinationEvent;
 use crate::wire::relay::RelayMessage;
 
-/// How often QEMU is asked.
-const ASK: Duration = Duration::from_millis(100);
+/// How long a QEMU may take to end.
+const ENDS: Duration = Duration::from_secs(3);
 
 pub(super) struct Engine<'a> {
     qmp: &'a mut Qmp,
@@ -57,10 +59,13 @@ impl<'a> Engine<'a> {
             },
             End::Failed(error) => {
                 let cause = chain(&error);
-                // Its connections first: a QEMU that still loads fails by that.
-                self.opened.streams.shut();
-                self.end_qemu();
                 say(&RelayMessage::Abort(cause.clone()));
+                // A QEMU that still loads fails by that, and ends.
+                self.opened.streams.finish();
+                if self.loaded || !self.qmp.ends_within(ENDS) {
+                    self.opened.streams.shut();
+                    self.end_qemu();
+                }
                 RelayOutcome::RolledBack { cause }
             }
             End::OutOfReach(error) => RelayOutcome::InDoubt {
@@ -75,7 +80,7 @@ impl<'a> Engine<'a> {
 
     fn follow(&mut self, warnings: &mut Vec<String>) -> End {
         let qmp_events = self.qmp.events();
-        let (ticks, events) = (tick(ASK), self.opened.events.clone());
+        let events = self.opened.events.clone();
         loop {
             let asked = select! {
                 recv(events) -> event => match event {
@@ -89,9 +94,10 @@ impl<'a> Engine<'a> {
                     Ok(event) => self.session(event, warnings),
                     Err(_) => continue,
                 },
-                // One that has ended is asked too, and that fails.
-                recv(qmp_events) -> _ => self.ask(),
-                recv(ticks) -> _ => self.ask(),
+                recv(qmp_events) -> event => match event {
+                    Ok(event) => self.qemu_says(&event),
+                    Err(_) => Err(self.qmp.closed().into()),
+                },
                 recv(self.options.cancel.0) -> _ => Err(RelayError::Cancelled),
             };
             if let Err(error) = asked {
@@ -108,11 +114,10 @@ impl<'a> Engine<'a> {
             // A commit may be under way.
             Event::Failed(error @ RelayError::Session(_)) if self.loaded => Some(End::OutOfReach(error)),
             Event::Failed(error) => Some(End::Failed(error)),
-            // QEMU closes its connections when it is done, or says why.
+            // QEMU closes its connections when it is done, and when it has failed, and says which.
             Event::Broken(error) => {
                 tracing::debug!("{}", chain(&error));
-                std::thread::sleep(ASK);
-                self.ask().err().map(End::Failed)
+                None
             }
             Event::Warning(text) => {
                 tracing::warn!("{text}");
@@ -133,20 +138,15 @@ impl<'a> Engine<'a> {
         Ok(())
     }
 
-    /// Asks QEMU how far it is.
-    fn ask(&mut self) -> Result<(), RelayError> {
-        if self.loaded {
-            return Ok(());
-        }
-        let migration = settings::migration(self.qmp)?;
-        match migration.status.as_str() {
-            "completed" => {
+    fn qemu_says(&mut self, event: &QmpEvent) -> Result<(), RelayError> {
+        match event.data["status"].as_str() {
+            Some("completed") if event.name == "MIGRATION" => {
                 self.loaded = true;
                 self.opened.streams.say(&RelayMessage::Loaded);
                 Ok(())
             }
-            "failed" | "cancelled" => {
-                Err(RelayError::Qemu { status: migration.status, error: migration.error })
+            Some(status @ ("failed" | "cancelled")) if event.name == "MIGRATION" => {
+                Err(RelayError::Qemu { status: status.into(), error: None })
             }
             _ => Ok(()),
         }
@@ -165,7 +165,10 @@ impl<'a> Engine<'a> {
 
     /// A copy that must never run is ended, so that nobody lets it.
     fn end_qemu(&mut self) {
-        // One that has failed ends by itself.
-        let _ = self.qmp.execute("quit", &json!({}));
+        match self.qmp.execute_within("quit", &json!({}), ENDS) {
+            // It closes its socket before or after the answer.
+            Ok(_) | Err(QmpError::Closed { .. }) => {}
+            Err(error) => tracing::warn!("the destination QEMU is to be ended: {}", chain(&error)),
+        }
     }
 }

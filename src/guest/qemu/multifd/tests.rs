@@ -44,6 +44,7 @@ fn an_emptied_packet_keeps_its_flags() {
     empty(&mut bytes);
     let packet = PagesPacket::decode(&bytes).unwrap();
     assert!(packet.sync && packet.normal.is_empty() && packet.zero.is_empty());
+    assert_eq!(PagesPacket::decode(&sync_packet()), Ok(PagesPacket { block: String::new(), ..packet }));
 }
 
 #[test]

@@ -106,7 +106,7 @@ mod tests {
         assert!(mapping.is_resident(0, HUGE_PAGE).unwrap());
         assert_eq!(mapping.load(HUGE_PAGE + 8 * PAGE_SIZE), 77);
         assert!(mapping.is_zero(0, HUGE_PAGE));
-        assert_eq!(huge_kib(&mapping), 2 * HUGE_PAGE >> 10);
+        assert_eq!(huge_kib(&mapping), (2 * HUGE_PAGE) >> 10);
     }
 
     #[test]

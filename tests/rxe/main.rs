@@ -2,6 +2,8 @@
 //! it there: those of [`inside`] and [`lying`] in one host, with the program's account of every way in which RDMA can be absent;
 //! those of [`moving`] in two. Each boot takes a while, so there are few.
 
+#![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
+
 mod hosts;
 mod inside;
 mod lying;

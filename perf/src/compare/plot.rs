@@ -8,9 +8,12 @@ use crate::measure::{CaseResult, Sample};
 
 type Panel<'a, 'b> = &'b DrawingArea<SVGBackend<'a>, Shift>;
 
+/// What draws a panel.
+type Draw<'a> = Box<dyn Fn(Panel<'_, '_>) -> anyhow::Result<()> + 'a>;
+
 /// Draws a panel for each case that was measured.
 pub(crate) fn draw(results: &[CaseResult]) -> anyhow::Result<String> {
-    let mut panels: Vec<Box<dyn Fn(Panel<'_, '_>) -> anyhow::Result<()>>> = Vec::new();
+    let mut panels: Vec<Draw<'_>> = Vec::new();
     for result in results {
         if result.case == "scaling" {
             for (begins, title, unit, scale) in [

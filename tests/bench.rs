@@ -116,7 +116,7 @@ fn every_mode_is_measured_and_what_cannot_be_says_why() {
     assert_eq!(report["skipped"][0]["mode"], "rdma");
     assert!(report["skipped"][0]["reason"].as_str().is_some_and(|why| why.contains("RDMA")), "{report:#}");
     assert!(report["source"]["cores"].as_u64() >= Some(1), "{report:#}");
-    refused("bench --mode rdma --memory 16MiB", 1, &["no RDMA channel"]);
+    refused("bench --mode rdma --memory 16MiB", 1, &["nothing can be measured: this host has no RDMA"]);
 }
 
 #[test]

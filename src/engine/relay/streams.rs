@@ -139,11 +139,12 @@ impl Streams {
     /// Tells whoever decides. When it cannot go on, QEMU's connections end at once and not when that thread comes to it: it may be
     /// waiting for an answer of QEMU, which answers nobody while it waits for its connections with the guest stopped.
     pub(super) fn tell(&self, event: Event) {
-        if self.cuts && matches!(event, Event::Failed(_) | Event::Message(RelayMessage::Abort(_))) {
+        let cuts = self.cuts && matches!(event, Event::Failed(_) | Event::Message(RelayMessage::Abort(_)));
+        // Before QEMU says that it failed. Whoever decides may have decided.
+        let _ = self.events.send(event);
+        if cuts {
             self.shut();
         }
-        // Whoever decides has decided.
-        let _ = self.events.send(event);
     }
 
     /// Takes a connection in, and starts the thread that writes to it.

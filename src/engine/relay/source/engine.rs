@@ -132,6 +132,15 @@ impl<'a> Engine<'a> {
                 }
             }
             "failed" | "cancelled" => {
+                // What made its connections end says more.
+                for event in self.opened.events.try_iter() {
+                    match event {
+                        Event::Message(RelayMessage::Abort(cause)) => return Err(RelayError::Peer(cause)),
+                        Event::Failed(RelayError::Stream(_)) => {}
+                        Event::Failed(error) => return Err(error),
+                        _ => {}
+                    }
+                }
                 return Err(RelayError::Qemu { status: status.clone(), error: error.clone() });
             }
             _ => {}

@@ -10,8 +10,11 @@ use crate::ferry::{Ended, Ferry};
 use crate::is_here;
 use crate::vm::{MEMFD, PRIVATE, Vm, one_account};
 
-/// A move that takes some seconds, so that it can be met at its beginning and in its middle.
+/// A move that can be met at its beginning and in its middle: the guest writes faster than that, so it does not end by itself.
 const SLOWLY: &str = "--mode tcp --max-bandwidth 24MiB --verbose";
+
+/// The same, which ends when what is left is what the guest writes in two passes.
+const SLOWLY_TO_ITS_END: &str = "--mode tcp --max-bandwidth 24MiB --downtime-limit 3s --verbose";
 
 fn after(milliseconds: u64) {
     std::thread::sleep(Duration::from_millis(milliseconds));
@@ -88,7 +91,7 @@ fn whatever_dies_the_guest_goes_on_at_the_source() {
         crate::vm::until("the destination QEMU's end", || waiting.to.has_ended());
     }
     // After all of that it still can move.
-    let last = begin(here, &vm, "last", MEMFD, SLOWLY);
+    let last = begin(here, &vm, "last", MEMFD, SLOWLY_TO_ITS_END);
     last.source.end().completed();
     last.destination.end().completed();
     last.to.ticks_on();
@@ -187,7 +190,7 @@ fn a_move_over_two_networks_survives_the_loss_of_one_and_not_of_both() {
     links.script("link up 0", "");
     links.script("link up 1", "");
 
-    let one = links.begin(here, &vm, "one", SLOWLY);
+    let one = links.begin(here, &vm, "one", SLOWLY_TO_ITS_END);
     after(1500);
     links.script("link down 1", "");
     let ended = one.source.end();

@@ -10,7 +10,9 @@ fn a_guest_under_load_moves_in_every_mode() {
     let lab = Lab::running("");
     lab.alpha.start_guest("vm", "");
     let (mut here, mut there) = (&lab.alpha, &lab.beta);
-    for (mode, used) in [("tcp", "tcp"), ("compression", "compression"), ("rdma", "tcp"), ("auto", "tcp")] {
+    for (mode, used) in
+        [("tcp", "tcp"), ("compression", "compression"), ("rdma", "tcp"), ("auto", "compression")]
+    {
         let report = here.done(&format!("migrate vm --to {} --mode {mode} --verify", there.side));
         assert_eq!(report["state"], "completed", "{report:#}");
         assert_eq!(report["mode_used"], used, "{report:#}");

@@ -68,15 +68,15 @@ fn guests_move_back_and_forth_ten_times() {
 }
 
 #[test]
-fn modes_that_are_not_there_yet_say_so() {
+fn without_rdma_another_mode_is_used_and_the_reason_said() {
     if !Guest::Process.is_here() {
         return;
     }
-    for mode in ["rdma", "auto"] {
+    for (mode, used) in [("rdma", "tcp"), ("auto", "compression")] {
         let demo = Demo::run(Guest::Process, &format!("--mode {mode}"));
         demo.check_completed();
         demo.check("mode_requested", mode);
-        demo.check("mode_used", "tcp");
+        demo.check("mode_used", used);
         assert!(demo.text("mode_reason").contains("RDMA"), "{}", demo.text("mode_reason"));
     }
 }

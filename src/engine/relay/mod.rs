@@ -7,7 +7,7 @@
 //! over the control link.
 //!
 //! What has to arrive after pages (a SYNC packet, a packet's head) is held back until the round with those pages is placed
-//! ([`batch`]). Who may run the guest, and when: `docs/decisions/0031-a-relayed-guest-is-resumed-by-pageferry.md`.
+//! ([`batch`]). Who may run the guest, and when: `docs/decisions/0028-a-relayed-guest-is-resumed-by-pageferry.md`.
 
 mod batch;
 pub mod destination;

@@ -66,7 +66,7 @@ fn put() -> [String; 4] {
 
 fn testbed(arguments: &[&str], script: &str) -> Output {
     Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/rxe-testbed"))
-        .args(["run", "--time", "350"])
+        .args(["run", "--time", "560"])
         .args(arguments)
         .args(["--", script])
         .output()

@@ -200,13 +200,15 @@ fn twenty_migrations_leave_nothing_behind() {
         }
     }
     for (host, before) in [HERE, THERE].into_iter().zip(at_first) {
+        // Connections between the daemons, and of the commands, are kept for a while and then closed.
+        host.wait_for("descriptors to be closed", || (daemon(host).0 <= before.0).then_some(()));
         let after = daemon(host);
         println!(
             "{host}: descriptors, resident and locked KiB: {before:?}, then {after:?}; {}",
             processes(host)
         );
-        assert!(after.0 <= before.0, "{host}: {before:?}, {after:?}");
-        assert!(after.1 <= before.1 + 2048, "{host}: {before:?}, {after:?}");
+        // A leaked guest would be 8 MiB; threads that came for the first time, and the history, are less.
+        assert!(after.1 <= before.1 + 6 * 1024, "{host}: {before:?}, {after:?}");
         assert_eq!(after.2, 0, "{host}: {before:?}, {after:?}");
     }
     end(here, "often");

@@ -5,6 +5,11 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
 
+#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
+mod kvm;
+mod rdma;
+mod relay;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,7 +33,6 @@ use pageferry::wire::link::{LinkHeader, LinkKind};
 use pageferry::wire::preamble::{
     MigrationId, Preamble, PreambleError, Purpose, RefusalCode, Reply, ReplyHeader, Secret, Versions,
 };
-use pageferry::wire::relay::{Answer, Block, Offer, RelayMessage};
 
 const V1: Versions = Versions { oldest: 1, newest: 1 };
 const MIGRATION: MigrationId = MigrationId([0x5a; 16]);
@@ -180,56 +184,6 @@ fn control_messages() {
     ]);
 }
 
-fn relayed(name: &'static str, message: RelayMessage) -> Recorded {
-    let written = message.clone();
-    recorded(
-        name,
-        move || written.encode(),
-        move |bytes| assert_eq!(RelayMessage::decode(bytes).unwrap(), message),
-    )
-}
-
-#[test]
-fn messages_of_a_relay() {
-    let block = |name: &str, bytes, shared| Block { name: name.into(), bytes, backend: shared, shared };
-    let offer = Offer {
-        hypervisor: "QEMU 10.0.2".into(),
-        blocks: vec![block("ram0", 4 << 30, true), block("pc.bios", 256 << 10, false)],
-        channels: 4,
-        return_path: true,
-        tls: false,
-        placement: true,
-        staging_bytes: 64 << 20,
-        mode: "compression".into(),
-        capabilities: vec!["zstd".into()],
-    };
-    let answer = Answer {
-        secret: SECRET.0,
-        hypervisor: "QEMU 9.2.0".into(),
-        placed: vec![0],
-        because: "at the destination, RAM block ram1 is private".into(),
-        capabilities: vec!["zstd".into(), "another".into()],
-    };
-    understands([
-        relayed("relay-offer", RelayMessage::Offer(offer)),
-        relayed("relay-answer", RelayMessage::Answer(answer)),
-        relayed("relay-bytes", RelayMessage::Bytes { stream: 3, bytes: (0..=255).collect() }),
-        relayed("relay-end", RelayMessage::End { stream: 255 }),
-        relayed(
-            "relay-packet",
-            RelayMessage::Packet { stream: 2, header: vec![7; 1344], page: 384, bytes: 524_288 },
-        ),
-        relayed("relay-passed", RelayMessage::Passed { stream: 1, bytes: 65_536 }),
-        relayed("relay-free", RelayMessage::Free { page: 16_256 }),
-        relayed("relay-loaded", RelayMessage::Loaded),
-        relayed("relay-commit", RelayMessage::Commit { run: true }),
-        relayed("relay-commit-paused", RelayMessage::Commit { run: false }),
-        relayed("relay-running", RelayMessage::Running),
-        relayed("relay-fenced", RelayMessage::Fenced("its disks are locked".into())),
-        relayed("relay-abort", RelayMessage::Abort("QEMU has ended".into())),
-    ]);
-}
-
 const fn run(start: u64, pages: u64) -> Run {
     Run { start: PageIndex(start), pages }
 }
@@ -328,59 +282,6 @@ fn written(name: &'static str) -> Recorded {
     )
 }
 
-/// What goes over the connection of an RDMA channel.
-#[test]
-fn rdma() {
-    use pageferry::wire::rdma::{
-        Answer, AnswerHeader, End, FromDestination, FromDestinationHeader, Offer, OfferHeader, Want,
-    };
-    const END: End = End { queue_pair: 0x00fe_dcba, packet: 0x0012_3456, mtu: 2048, gid: [0x5a; 16] };
-    let offer = || Offer { end: END, frames: 64, piece_bytes: 2 << 20, map: vec![0b101, 0, 1] };
-    let answer = |name, answer: Answer| {
-        let sent = answer.clone();
-        recorded(
-            name,
-            move || sent.encode(),
-            move |bytes| {
-                let (head, text) = bytes.split_first_chunk().unwrap();
-                assert_eq!(AnswerHeader::decode(head).unwrap().with_text(text), answer);
-            },
-        )
-    };
-    let told = |name, told: FromDestination| {
-        let sent = told.clone();
-        recorded(
-            name,
-            move || sent.encode(),
-            move |bytes| {
-                let (head, rest) = bytes.split_first_chunk().unwrap();
-                assert_eq!(FromDestinationHeader::decode(head, 30).unwrap().with_rest(rest), told);
-            },
-        )
-    };
-    understands([
-        recorded(
-            "rdma-offer",
-            move || offer().encode(),
-            move |bytes| {
-                let (head, map) = bytes.split_first_chunk().unwrap();
-                assert_eq!(OfferHeader::decode(head).unwrap().with_map(map.to_vec()), offer());
-            },
-        ),
-        answer("rdma-taken", Answer::Taken { end: END, frames: 32 }),
-        answer("rdma-refused", Answer::Refused("this host has no RDMA device".into())),
-        told("rdma-key", FromDestination::Key { piece: 29, key: 0x89ab_cdef, address: 0x7f00_0020_0000 }),
-        told("rdma-no-key", FromDestination::NoKey { piece: 3, text: "memory cannot be registered".into() }),
-        recorded(
-            "rdma-want",
-            || Want(29).encode().to_vec(),
-            |bytes| {
-                assert_eq!(Want::decode(bytes.try_into().unwrap(), 30), Ok(Want(29)));
-            },
-        ),
-    ]);
-}
-
 const PROGRAM: ProgramConfig = ProgramConfig {
     program: Program::Uniform,
     bytes_per_second: 64 << 20,
@@ -433,74 +334,6 @@ fn a_process_guest() {
         },
     );
     understands([config, state]);
-}
-
-#[cfg(all(feature = "kvm", target_arch = "x86_64"))]
-mod kvm {
-    use super::*;
-    use pageferry::dirty::TrackerKind;
-    use pageferry::guest::kvm::{KvmConfig, KvmGuest, pc_layout};
-    use pageferry::testing::{Need, require};
-
-    /// As much of a state as shows that it was put in place.
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct State {
-        #[prost(message, repeated, tag = "2")]
-        vcpus: Vec<Registers>,
-    }
-
-    #[derive(Clone, PartialEq, prost::Message)]
-    struct Registers {
-        #[prost(bytes = "vec", tag = "2")]
-        regs: Vec<u8>,
-        #[prost(bytes = "vec", tag = "3")]
-        sregs: Vec<u8>,
-    }
-
-    fn registers(state: &[u8]) -> Vec<Registers> {
-        let state: State = prost::Message::decode(state).unwrap();
-        assert_eq!(state.vcpus.len(), 1);
-        state.vcpus
-    }
-
-    fn kvm_guest() -> KvmGuest {
-        KvmGuest::new(&KvmConfig {
-            layout: pc_layout(32 << 20).unwrap(),
-            huge: HugePages::No,
-            vcpus: 1,
-            program: PROGRAM,
-            tracker: TrackerKind::Log,
-        })
-        .unwrap()
-    }
-
-    /// The two belong together: the machine of the description is the one that the state is of.
-    #[test]
-    fn a_kvm_guest() {
-        if !require(&[Need::Kvm]) {
-            return;
-        }
-        let config = bytes_of(&recorded("guest-kvm-config", || kvm_guest().config().unwrap(), |_| {}));
-        let state = bytes_of(&recorded("guest-kvm-state", || state_after_a_while(kvm_guest()), |_| {}));
-        match KvmGuest::skeleton(&config, HugePages::No, TrackerKind::Log) {
-            Ok(mut guest) => {
-                assert_eq!(guest.program(), PROGRAM);
-                assert_eq!(guest.memory().layout(), &pc_layout(32 << 20).unwrap());
-                guest.load_state(&state, Duration::from_secs(1)).unwrap();
-                let (then, now) = (registers(&state), registers(&guest.save_state().unwrap()));
-                assert!(!then[0].regs.is_empty() && then == now, "{then:?} {now:?}");
-            }
-            // Understood, by a machine that is not like the one of then.
-            Err(error) => {
-                let text = error.to_string();
-                assert!(
-                    text.contains("this host's processor lacks")
-                        || text.contains("was started on a processor of"),
-                    "{text}"
-                );
-            }
-        }
-    }
 }
 
 #[test]
@@ -597,7 +430,9 @@ fn a_guest_of_a_newer_version_is_refused_with_both_named() {
 /// Nothing lies there that no test looks at.
 #[test]
 fn every_recorded_file_is_looked_at() {
-    let source = include_str!("versions.rs");
+    let source =
+        [include_str!("main.rs"), include_str!("kvm.rs"), include_str!("rdma.rs"), include_str!("relay.rs")]
+            .concat();
     let mut found = 0;
     for entry in fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();

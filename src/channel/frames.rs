@@ -7,8 +7,20 @@ use std::time::Duration;
 
 use super::{Arrival, Arrived, ChannelError, ChannelReceipts};
 use crate::memory::GuestMemory;
-use crate::units::Run;
+use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::{FrameError, FrameKind, HEADER_BYTES, Header, RECEIPT_BYTES, Receipt, ReceiptHeader};
+
+/// Bytes that are copied at once: 16 pages, four records of TLS.
+pub(super) const PIECE_BYTES: u64 = 64 << 10;
+
+/// The pages of these runs in pieces of at most [`PIECE_BYTES`].
+pub(super) fn pieces(runs: &[Run]) -> impl Iterator<Item = Run> {
+    const PAGES: u64 = PIECE_BYTES / PAGE_SIZE;
+    runs.iter().flat_map(|run| {
+        let starts = (run.start.0..run.end()).step_by(PAGES as usize);
+        starts.map(|start| Run::new(start, PAGES.min(run.end() - start)))
+    })
+}
 
 /// A connection that frames come from.
 pub(super) trait FrameLink: Send + Sync {

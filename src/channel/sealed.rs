@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use super::frames::{FrameLink, Frames, Receipts, fill};
+use super::frames::{FrameLink, Frames, PIECE_BYTES, Receipts, fill, pieces};
 use super::tcp::tune;
 use super::{
     AcceptedChannel, Arrived, Carrier, ChannelError, ChannelLink, ChannelReceiver, ChannelSource,
@@ -18,11 +18,8 @@ use super::{
 };
 use crate::memory::GuestMemory;
 use crate::sys::socket::unacknowledged_bytes;
-use crate::units::{PAGE_SIZE, RoundId, Run};
+use crate::units::{RoundId, Run};
 use crate::wire::data::{BarrierId, ChannelId, FrameKind, Receipt, encode_barrier, encode_pages};
-
-/// Pages that are copied at once: 64 KiB, four records of TLS.
-const PIECE_PAGES: u64 = 16;
 
 /// A connection of bytes that are encrypted on their way, read by one thread and written by another.
 pub trait SealedStream: Send + Sync + fmt::Debug {
@@ -128,14 +125,6 @@ impl ChannelLink for SealedLink {
     }
 }
 
-/// The pages of these runs in pieces of at most [`PIECE_PAGES`].
-fn pieces(runs: &[Run]) -> impl Iterator<Item = Run> {
-    runs.iter().flat_map(|run| {
-        let starts = (run.start.0..run.end()).step_by(PIECE_PAGES as usize);
-        starts.map(|start| Run::new(start, PIECE_PAGES.min(run.end() - start)))
-    })
-}
-
 struct SealedSource {
     link: Arc<SealedLink>,
     memory: GuestMemory,
@@ -172,7 +161,7 @@ impl ChannelSource for SealedSource {
         for piece in pieces(runs) {
             self.memory.read_run(piece, &mut self.buffer);
             // Short runs go together.
-            if self.buffer.len() as u64 >= PIECE_PAGES * PAGE_SIZE {
+            if self.buffer.len() as u64 >= PIECE_BYTES {
                 self.flush()?;
             }
         }
@@ -228,7 +217,7 @@ impl ChannelReceiver for SealedReceiver {
                 piece.resize(run.bytes() as usize, 0);
                 link.read(piece, false)?;
                 let began = Instant::now();
-                memory.write_run(run, piece);
+                memory.fill_run(run, piece);
                 placing += began.elapsed();
             }
             Ok(placing)

@@ -4,12 +4,13 @@ use std::any::Any;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use rustix::io::pwrite;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 
-use super::huge::HUGE_PAGE;
+use super::huge::{self, Advised, HUGE_PAGE};
 use crate::units::PAGE_SIZE;
 
 /// What the pages of a mapping are.
@@ -19,7 +20,8 @@ pub enum HugePages {
     /// 4 KiB pages.
     #[default]
     No,
-    /// Transparent huge pages where the kernel has them to give (`MADV_HUGEPAGE`), and for what arrives in one piece.
+    /// Transparent huge pages where the kernel has them to give: for all of private memory (`MADV_HUGEPAGE`), and of a file's
+    /// for what arrives in one piece.
     Transparent,
     /// Pages of 2 MiB from the hugetlb pool; creating the mapping fails when the pool is too small.
     Hugetlb,
@@ -35,6 +37,8 @@ pub struct Mapping {
     /// The file behind the mapping and the offset of its first byte in it.
     file: Option<(Arc<OwnedFd>, u64)>,
     huge: HugePages,
+    /// The same memory once more, by which huge pages are asked for; made at its first use.
+    pub(super) advised: OnceLock<Option<Advised>>,
     owner: Owner,
 }
 
@@ -78,7 +82,8 @@ impl Mapping {
         Self::adopt(start, length, None, huge)
     }
 
-    /// Shared memory over a new memfd called `name` (seen in `/proc`).
+    /// Shared memory over a new memfd called `name` (seen in `/proc`), or over a file without a name that can have huge pages
+    /// where those are wanted and this process may mount.
     ///
     /// # Errors
     /// What `memfd_create(2)`, `ftruncate(2)` or `mmap(2)` answers.
@@ -88,7 +93,11 @@ impl Mapping {
         if huge == HugePages::Hugetlb {
             flags |= MemfdFlags::HUGETLB | MemfdFlags::HUGE_2MB;
         }
-        let file = memfd_create(name, flags)?;
+        let of_huge_pages = (huge == HugePages::Transparent && bytes >= HUGE_PAGE).then(huge::file);
+        let file = match of_huge_pages {
+            Some(Ok(file)) => file,
+            Some(Err(_)) | None => memfd_create(name, flags)?,
+        };
         ftruncate(&file, bytes)?;
         Self::map(Arc::new(file), 0, bytes, huge)
     }
@@ -126,7 +135,14 @@ impl Mapping {
         let start = NonNull::new(start)
             .filter(|start| (start.as_ptr() as u64).is_multiple_of(PAGE_SIZE))
             .ok_or(rustix::io::Errno::INVAL)?;
-        Ok(Self { start, bytes: length, file: None, huge: HugePages::No, owner: Owner::Other(owner) })
+        Ok(Self {
+            start,
+            bytes: length,
+            file: None,
+            huge: HugePages::No,
+            advised: OnceLock::new(),
+            owner: Owner::Other(owner),
+        })
     }
 
     fn map(file: Arc<OwnedFd>, offset: u64, bytes: u64, huge: HugePages) -> io::Result<Self> {
@@ -138,13 +154,7 @@ impl Mapping {
             let start = unsafe { mmap(std::ptr::null_mut(), length, protection, flags, &file, offset) }?;
             return Self::adopt(start, length, Some((file, offset)), huge);
         }
-        let place = aligned_place(length)?;
-        // SAFETY: the place is reserved by us for this, so that nothing else is replaced.
-        let mapped = unsafe { mmap(place, length, protection, flags | MapFlags::FIXED, &file, offset) };
-        let start = mapped.inspect_err(|_| {
-            // SAFETY: reserved just now and used by nobody. Where that fails too, address space is lost, no more.
-            let _ = unsafe { munmap(place, length) };
-        })?;
+        let start = map_aligned(file.as_fd(), offset, length)?;
         Self::adopt(start, length, Some((file, offset)), huge)
     }
 
@@ -155,8 +165,9 @@ impl Mapping {
         huge: HugePages,
     ) -> io::Result<Self> {
         let start = NonNull::new(start.cast::<u8>()).ok_or(rustix::io::Errno::NOMEM)?;
-        let mapping = Self { start, bytes, file, huge, owner: Owner::Us };
-        if huge == HugePages::Transparent {
+        let mapping = Self { start, bytes, file, huge, advised: OnceLock::new(), owner: Owner::Us };
+        // Of a file each fault would then make a huge page, however little is written: see `make_huge`.
+        if huge == HugePages::Transparent && mapping.file.is_none() {
             // A kernel without THP refuses; the memory is as good without.
             let _ = mapping.advise(Advice::LinuxHugepage);
         }
@@ -239,6 +250,35 @@ impl Mapping {
         copy_volatile(bytes.as_ptr(), to, bytes.len());
     }
 
+    /// Whether a page is missing that its file could be given whole ([`Mapping::fill`]).
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn is_missing(&self, offset: u64) -> bool {
+        self.file.is_some() && !self.is_resident(offset, PAGE_SIZE).unwrap_or(true)
+    }
+
+    /// Copies bytes in, which are whole pages. Those that are missing come to be without being zeroed first, and not by a
+    /// fault each: half the cost. For those that are there it costs twice as much as [`Mapping::write`].
+    ///
+    /// # Panics
+    /// If the range is outside the mapping.
+    pub fn fill(&self, offset: u64, bytes: &[u8]) {
+        let _ = self.range(offset, bytes.len() as u64);
+        let mut written = 0;
+        if let Some((file, beginning)) = &self.file {
+            while written < bytes.len() {
+                // hugetlbfs takes none, and neither does a sealed file; their mappings do.
+                match pwrite(file, &bytes[written..], beginning + offset + written as u64) {
+                    Ok(more) if more > 0 => written += more,
+                    Ok(_) | Err(_) => break,
+                }
+            }
+        }
+        self.write(offset + written as u64, &bytes[written..]);
+    }
+
     /// Overwrites a range with zero bytes. Offset and length are multiples of 8.
     ///
     /// # Panics
@@ -315,7 +355,24 @@ impl Drop for Mapping {
     }
 }
 
-/// Reserves address space whose start is a multiple of a huge page's size: memory elsewhere cannot be mapped by huge pages.
+/// Maps a range of a file at a multiple of a huge page's size: memory elsewhere cannot be mapped by huge pages.
+pub(super) fn map_aligned(
+    file: BorrowedFd<'_>,
+    offset: u64,
+    length: usize,
+) -> io::Result<*mut std::ffi::c_void> {
+    let place = aligned_place(length)?;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    let flags = MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::FIXED;
+    // SAFETY: the place is reserved by us for this, so that nothing else is replaced.
+    let mapped = unsafe { mmap(place, length, protection, flags, file, offset) };
+    Ok(mapped.inspect_err(|_| {
+        // SAFETY: reserved just now and used by nobody. Where that fails too, address space is lost, no more.
+        let _ = unsafe { munmap(place, length) };
+    })?)
+}
+
+/// Reserves address space whose start is a multiple of a huge page's size.
 fn aligned_place(bytes: usize) -> io::Result<*mut std::ffi::c_void> {
     let huge = HUGE_PAGE as usize;
     let all = bytes.checked_add(huge).ok_or(rustix::io::Errno::NOMEM)?;
@@ -397,6 +454,31 @@ mod tests {
     #[should_panic(expected = "outside a mapping")]
     fn a_range_outside_panics() {
         Mapping::anonymous(4096, HugePages::No).unwrap().read(4095, &mut [0; 2]);
+    }
+
+    #[test]
+    fn missing_pages_are_filled_through_the_file_or_else_the_mapping() {
+        use rustix::fs::{SealFlags, fcntl_add_seals};
+        let bytes: Vec<u8> = (0..3 * PAGE_SIZE).map(|n| (n % 251) as u8).collect();
+        for seal in [None, Some(SealFlags::FUTURE_WRITE)] {
+            let file = memfd_create("fill", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
+            ftruncate(&file, 8 * PAGE_SIZE).unwrap();
+            // Not from the file's beginning.
+            let mapping = Mapping::shared_file(file.try_clone().unwrap(), PAGE_SIZE, 7 * PAGE_SIZE).unwrap();
+            seal.into_iter().for_each(|seal| fcntl_add_seals(&file, seal).unwrap());
+            assert!(mapping.is_missing(2 * PAGE_SIZE));
+            mapping.fill(2 * PAGE_SIZE, &bytes);
+            let mut read = vec![0; 7 * PAGE_SIZE as usize];
+            mapping.read(0, &mut read);
+            let (before, rest) = read.split_at(2 * PAGE_SIZE as usize);
+            let (filled, after) = rest.split_at(bytes.len());
+            assert!(filled == bytes && before.iter().chain(after).all(|byte| *byte == 0));
+            assert!(!mapping.is_missing(2 * PAGE_SIZE) && !mapping.is_missing(4 * PAGE_SIZE));
+        }
+        assert!(
+            !Mapping::anonymous(4096, HugePages::No).unwrap().is_missing(0),
+            "there is no file to fill it by"
+        );
     }
 
     #[test]

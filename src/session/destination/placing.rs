@@ -68,7 +68,7 @@ pub(super) fn unpack(
     let mut bytes = decompressor.decompress(packed, pages)?;
     for run in runs {
         let (head, rest) = bytes.split_at(run.bytes() as usize);
-        memory.write_run(*run, head);
+        memory.fill_run(*run, head);
         bytes = rest;
     }
     Ok(())

@@ -3,6 +3,7 @@
 use super::{Host, abort_in};
 use crate::cheat::{Cheat, Stage, frame};
 use crate::each;
+use crate::guest::stamped;
 
 use pageferry::units::{RoundId, Run};
 use pageferry::wire::control::Message;
@@ -85,10 +86,13 @@ fn a_lie_on_a_channel_ends_the_migration() {
     });
 }
 
-/// A channel may break: its pages come again over another, which says so in its barrier.
+/// A channel may break: its pages come again over another, which says so in its barrier. Both send what the guest holds: the
+/// broken one's last bytes may be placed after the other's, until the barrier, and what the guest wrote between goes with the
+/// next round (decision 3).
 #[test]
 fn a_channel_that_breaks_within_a_frame_is_replaced() {
-    let whole = frame(FrameKind::Raw, 1, &[Run::new(0, 8)], &vec![0xee; 8 * 4096]);
+    let pages: Vec<u8> = (0..crate::cheat::WRITTEN).flat_map(|page| stamped(page, 1)).collect();
+    let whole = frame(FrameKind::Raw, 1, &[Run::new(0, crate::cheat::WRITTEN)], &pages);
     let cases =
         [0, 7, 40, whole.len() - 100].map(|length| (format!("after {length} bytes"), length)).to_vec();
     each(cases, |name, length| {

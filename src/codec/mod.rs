@@ -74,8 +74,15 @@ impl Compressor {
         if self.packed.len() < room {
             self.packed.resize(room, 0);
         }
-        let bytes = self.context.compress_to_buffer(pages, &mut self.packed[..room]).ok()?;
-        Some(&self.packed[..bytes])
+        match self.context.compress_to_buffer(pages, &mut self.packed[..room]) {
+            Ok(bytes) => Some(&self.packed[..bytes]),
+            Err(_) => {
+                // A frame that was given up is still open, and while it is, the context refuses another level.
+                let reset = self.context.context_mut().reset(zstd::zstd_safe::ResetDirective::SessionOnly);
+                debug_assert!(reset.is_ok(), "a session can be reset at any time");
+                None
+            }
+        }
     }
 }
 
@@ -162,6 +169,17 @@ mod tests {
         let mut compressor = Compressor::new().unwrap();
         for level in level::LEVELS {
             assert!(compressor.compress(&pages(16, 1, 7), level).is_none(), "level {level}");
+        }
+    }
+
+    #[test]
+    fn what_did_not_shrink_leaves_every_level_as_it_was() {
+        let mut compressor = Compressor::new().unwrap();
+        for level in level::LEVELS {
+            for next in level::LEVELS {
+                assert!(compressor.compress(&pages(16, 1, 7), level).is_none());
+                assert!(compressor.compress(&pages(16, 16, 7), next).is_some(), "{next} after {level}");
+            }
         }
     }
 

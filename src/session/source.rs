@@ -304,6 +304,17 @@ impl Drop for SourceSession {
     }
 }
 
+/// What a channel is to do.
+pub(super) struct Next {
+    pub(super) work: Work,
+    /// Whether there was nothing to do for a while, the wait for a cap not counted.
+    pub(super) idle: bool,
+    /// How long a cap holds the channel back.
+    pub(super) held: Duration,
+    /// How many channels use its interface.
+    pub(super) sharing: usize,
+}
+
 impl SourceShared {
     fn lock(&self) -> MutexGuard<'_, State> {
         lock(&self.state)
@@ -318,20 +329,21 @@ impl SourceShared {
         self.begin.elapsed()
     }
 
-    /// Waits for work. `None` when the channel is of no use any more. Also answers whether there was nothing to do for a
-    /// while, the wait for the rate cap not counted.
-    pub(super) fn next_work(&self, id: ChannelId) -> Option<(Work, bool)> {
+    /// Waits for work. `None` when the channel is of no use any more. Work is handed out so much before the caps on the rate
+    /// let it go, for the channel needs that long before it sends.
+    pub(super) fn next_work(&self, id: ChannelId, lead: Duration) -> Option<Next> {
         let mut state = self.lock();
-        let mut idle = false;
+        let (mut idle, mut held) = (false, Duration::ZERO);
         state.clocks.waits(id, self.now());
         loop {
             if state.ended || !state.is_alive(id) {
                 return None;
             }
             let unpaid = state.unpaid(id, &self.options.rate_caps, self.now());
-            if !unpaid.is_zero() {
+            held = held.max(unpaid);
+            if unpaid > lead {
                 // Caps may be raised meanwhile.
-                state = self.wait(state, unpaid.min(LOOK_AT_CAPS));
+                state = self.wait(state, (unpaid - lead).min(LOOK_AT_CAPS));
                 continue;
             }
             match state.striping.take(id) {
@@ -345,7 +357,7 @@ impl SourceShared {
                     if let Work::Barrier { fenced, .. } = &work {
                         state.count(id, (HEADER_BYTES + fenced.len() * FENCED_BYTES) as u64);
                     }
-                    return Some((work, idle));
+                    return Some(Next { work, idle, held, sharing: state.sharing(id) });
                 }
             }
         }
@@ -433,6 +445,11 @@ impl State {
         let interface =
             self.lanes.iter().find(|lane| lane.id == id).and_then(|lane| lane.interface.as_deref());
         self.paces.charge(interface, now, bytes);
+    }
+
+    fn sharing(&self, id: ChannelId) -> usize {
+        let Some(own) = self.lanes.iter().find(|lane| lane.id == id) else { return 1 };
+        self.lanes.iter().filter(|lane| lane.alive && lane.interface == own.interface).count()
     }
 
     fn is_alive(&self, id: ChannelId) -> bool {

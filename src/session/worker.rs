@@ -11,13 +11,15 @@ use super::source::timing::TimeSplit;
 use super::striping::Work;
 use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
 use crate::codec::Compressor;
-use crate::codec::level::{Choice, LevelController, PROBE_LEVEL, SAMPLE_PAGES, Sample, Sent};
+use crate::codec::level::{Choice, LevelController, PROBE_LEVEL, Queued, SAMPLE_PAGES, Sample, Sent};
 use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
 use crate::wire::data::ChannelId;
 
 /// How many pages' first lines are fetched at once before they are looked at: a processor keeps 10 to 16 misses in flight.
 const PREFETCH_PAGES: u64 = 16;
+/// How long before a cap on the rate lets it go a batch is begun at most, so that it is compressed meanwhile.
+const MAX_LEAD: Duration = Duration::from_millis(50);
 
 /// What a batch came to; nothing for a barrier.
 #[derive(Clone, Copy, Debug, Default)]
@@ -74,11 +76,16 @@ impl Worker {
     }
 
     pub(super) fn run(mut self) {
-        while let Some((work, idle)) = self.shared.next_work(self.id) {
-            if idle && let Some(packer) = &mut self.packer {
-                packer.mark = None;
+        let lead = |packer: &Option<Packer>| packer.as_ref().map_or(Duration::ZERO, |packer| packer.lead);
+        while let Some(next) = self.shared.next_work(self.id, lead(&self.packer)) {
+            if let Some(packer) = &mut self.packer {
+                packer.held = next.held;
+                packer.sharing = next.sharing;
+                if next.idle {
+                    packer.mark = None;
+                }
             }
-            let pushed = match work {
+            let pushed = match next.work {
                 Work::Batch { round, runs } => self.push_batch(round, &runs),
                 // Its bytes are counted already.
                 Work::Barrier { round, barrier, fenced } => {
@@ -153,8 +160,14 @@ struct Packer {
     /// When the last batch was handed over, and how much was in the socket's buffer then. `None` after the channel had
     /// nothing to do.
     mark: Option<(Instant, Option<u64>)>,
+    /// How long a cap on the rate held the channel back since.
+    held: Duration,
+    /// How many channels use its interface.
+    sharing: usize,
     /// How long the last batch kept the compressor, samples included.
     took: Duration,
+    /// How long before a cap lets it go the next batch can be begun.
+    lead: Duration,
     /// The levels that were used before.
     used: Vec<i32>,
 }
@@ -166,7 +179,10 @@ impl Packer {
             controller: LevelController::new(),
             copy: Vec::new(),
             mark: None,
+            held: Duration::ZERO,
+            sharing: 1,
             took: Duration::ZERO,
+            lead: Duration::ZERO,
             used: Vec::new(),
         })
     }
@@ -179,10 +195,73 @@ impl Packer {
         runs: &[Run],
     ) -> Result<Pushed, ChannelError> {
         let page_bytes: u64 = runs.iter().map(|run| run.bytes()).sum();
-        let (begin, before) = self.mark.unwrap_or_else(|| (Instant::now(), source.backlog()));
-        let plan = self.controller.plan(page_bytes);
-        let mut sampling = 0.0;
-        if let Some(level) = plan.sample {
+        let (now, bytes) = (Instant::now(), source.backlog());
+        let (begin, before) = self.mark.unwrap_or((now, bytes));
+        let queued = Queued { bytes, held_seconds: self.held.as_secs_f64(), sharing: self.sharing };
+        let plan = self.controller.plan(page_bytes, queued);
+        let sampling = self.try_levels(memory, runs, plan.sample);
+        let (compress_seconds, packed) = match plan.choice {
+            Choice::Raw => (0.0, None),
+            Choice::Level(level) => self.compress(memory, runs, level, plan.probe),
+        };
+        let (handed, waiting) = (Instant::now(), source.backlog());
+        let pushed = match packed {
+            Some(packed) => source.push_packed(round, runs, packed)?,
+            None => source.push_pages(round, runs)?,
+        };
+        let (end, after) = (Instant::now(), source.backlog());
+        self.mark = Some((end, after));
+        self.took = Duration::from_secs_f64(sampling + compress_seconds);
+        if plan.choice != Choice::Raw {
+            self.lead = Duration::from_secs_f64(compress_seconds).min(MAX_LEAD);
+        }
+        let left = |before: Option<u64>| {
+            before.zip(after).map(|(before, after)| (before + pushed.wire_bytes).saturating_sub(after))
+        };
+        // A wire that ran dry waited for this batch.
+        let ran_dry = waiting.is_none_or(|waiting| waiting == 0) && self.held.is_zero();
+        let since = if ran_dry { handed } else { begin };
+        let taken = left(if ran_dry { waiting } else { before }).unwrap_or(pushed.wire_bytes);
+        tracing::trace!(
+            choice = ?plan.choice, sample = ?plan.sample, page_bytes, wire_bytes = pushed.wire_bytes, waited = bytes,
+            compress_us = compress_seconds * 1e6, us = (end - begin).as_micros(), taken,
+            taken_us = (end - since).as_micros(), "a batch"
+        );
+        self.controller.sent(Sent {
+            choice: plan.choice,
+            page_bytes,
+            wire_bytes: pushed.wire_bytes,
+            compress_seconds,
+            seconds: (end - begin).as_secs_f64() - sampling,
+            drained_bytes: left(before),
+            taken: (taken, (end - since).as_secs_f64()),
+        });
+        Ok(pushed)
+    }
+
+    /// Compresses a batch, unless a probe shows first that it does not shrink; answers also how many seconds that took.
+    fn compress(
+        &mut self,
+        memory: &GuestMemory,
+        runs: &[Run],
+        level: i32,
+        probe: bool,
+    ) -> (f64, Option<&[u8]>) {
+        let began = Instant::now();
+        if probe && !self.sample(memory, runs, PROBE_LEVEL).shrank() {
+            return (began.elapsed().as_secs_f64(), None);
+        }
+        self.copy.clear();
+        runs.iter().for_each(|run| memory.read_run(*run, &mut self.copy));
+        let packed = self.compressor.compress(&self.copy, level);
+        (began.elapsed().as_secs_f64(), packed)
+    }
+
+    /// Tells the controller what levels make of some pages; answers how many seconds that took. What the first does not shrink no
+    /// other does.
+    fn try_levels(&mut self, memory: &GuestMemory, runs: &[Run], levels: &[i32]) -> f64 {
+        let mut seconds = 0.0;
+        for &level in levels {
             let began = Instant::now();
             if !self.used.contains(&level) {
                 // The first use of a level makes its tables, in fresh memory: that says nothing of the next.
@@ -190,43 +269,14 @@ impl Packer {
                 self.sample(memory, runs, level);
             }
             let sample = self.sample(memory, runs, level);
-            sampling = began.elapsed().as_secs_f64();
-            self.controller.sampled(sample);
-        }
-        let mut compress_seconds = 0.0;
-        let pushed = match plan.choice {
-            Choice::Raw => source.push_pages(round, runs)?,
-            Choice::Level(level) => {
-                let started = Instant::now();
-                let hopeless = plan.probe && !self.sample(memory, runs, PROBE_LEVEL).shrank();
-                let packed = if hopeless {
-                    None
-                } else {
-                    self.copy.clear();
-                    runs.iter().for_each(|run| memory.read_run(*run, &mut self.copy));
-                    self.compressor.compress(&self.copy, level)
-                };
-                compress_seconds = started.elapsed().as_secs_f64();
-                match packed {
-                    Some(packed) => source.push_packed(round, runs, packed)?,
-                    None => source.push_pages(round, runs)?,
-                }
+            let spent_seconds = began.elapsed().as_secs_f64();
+            self.controller.sampled(Sample { spent_seconds, ..sample });
+            seconds += spent_seconds;
+            if !sample.shrank() {
+                break;
             }
-        };
-        let (end, after) = (Instant::now(), source.backlog());
-        self.mark = Some((end, after));
-        self.took = Duration::from_secs_f64(sampling + compress_seconds);
-        let drained =
-            before.zip(after).map(|(before, after)| (before + pushed.wire_bytes).saturating_sub(after));
-        self.controller.sent(Sent {
-            choice: plan.choice,
-            page_bytes,
-            wire_bytes: pushed.wire_bytes,
-            compress_seconds,
-            seconds: (end - begin).as_secs_f64() - sampling,
-            drained_bytes: drained,
-        });
-        Ok(pushed)
+        }
+        seconds
     }
 
     /// Compresses some pages of a batch to see how well that goes.
@@ -238,7 +288,8 @@ impl Packer {
         let page_bytes = self.copy.len() as u64;
         let packed = self.compressor.compress(&self.copy, level).map(|packed| packed.len() as u64);
         let seconds = thread_time().saturating_sub(started).as_secs_f64();
-        Sample { level, page_bytes, packed_bytes: packed.unwrap_or(page_bytes), seconds }
+        let packed_bytes = packed.unwrap_or(page_bytes);
+        Sample { level, page_bytes, packed_bytes, seconds, spent_seconds: seconds }
     }
 }
 

@@ -24,6 +24,33 @@ impl fmt::Display for Host {
     }
 }
 
+/// Takes away filters, and puts back devices that are gone, as a test leaves them that failed.
+const RAILS_AS_AT_FIRST: &str = "
+for n in 0 1; do
+    tc qdisc del dev pf$n clsact 2>/dev/null
+    [ -e /sys/class/infiniband/rxe$n ] || rdma link add rxe$n type rxe netdev pf$n || exit
+    until grep -q ACTIVE /sys/class/infiniband/rxe$n/ports/1/state; do sleep 0.1; done
+done";
+
+/// Makes both hosts as they were when they had booted, whatever a test has left.
+#[track_caller]
+pub(crate) fn as_at_first() {
+    HERE.sh("wire 0 on && wire 1 on");
+    for host in [HERE, THERE] {
+        host.sh(RAILS_AS_AT_FIRST);
+        for migration in host.listed("status", "id") {
+            // It may be over by now, or be the other host's to cancel.
+            host.json(&format!("cancel {migration}"));
+        }
+    }
+    for host in [HERE, THERE] {
+        host.wait_for("the end of migrations", || host.listed("status", "id").is_empty().then_some(()));
+        for guest in host.listed("guest list", "name") {
+            host.done(&format!("guest stop {guest}"));
+        }
+    }
+}
+
 impl Host {
     pub(crate) fn other(self) -> Self {
         Self(3 - self.0)
@@ -65,6 +92,14 @@ impl Host {
         let (code, value) = self.json(words);
         assert_eq!(code, 0, "{words} at {self}: {value:#}");
         value
+    }
+
+    /// What the elements of a list have in this field.
+    #[track_caller]
+    fn listed(self, words: &str, field: &str) -> Vec<String> {
+        let list = self.done(words);
+        let list = list.as_array().expect("a list");
+        list.iter().filter_map(|element| Some(element[field].as_str()?.to_owned())).collect()
     }
 
     /// The state of the guest here, or `none`.

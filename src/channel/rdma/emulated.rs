@@ -18,8 +18,8 @@ use rustix::event::{EventfdFlags, eventfd};
 
 use super::Reason;
 use super::fabric::{
-    Access, Completion, Connection, Depths, Domain, Fabric, Port, Region, Request, Segment, SendOperation,
-    VerbsError,
+    Access, Completion, Connection, Depths, Domain, Fabric, Port, Region, Request, Retries, Segment,
+    SendOperation, VerbsError,
 };
 use crate::memory::Mapping;
 use crate::sys::verbs::{Status, Work};
@@ -83,6 +83,9 @@ struct Pair {
     received: Arc<Queue>,
     peer: Option<u32>,
     peer_address: Option<IpAddr>,
+    /// What it was connected with.
+    mtu: u32,
+    retries: Option<Retries>,
     writes: bool,
     sends: bool,
     failed: bool,
@@ -167,6 +170,13 @@ impl Network {
                 inner.write(pair.domain, key, address, &bytes);
             }
         }
+    }
+
+    /// How the queue pairs that send are made: requests that they hold, payload of a packet, and when the peer counts as lost.
+    pub(crate) fn senders(&self) -> Vec<(u32, u32, Option<Retries>)> {
+        let inner = self.lock();
+        let senders = inner.queue_pairs.values().filter(|pair| pair.sends);
+        senders.map(|pair| (pair.depths.send, pair.mtu, pair.retries)).collect()
     }
 
     pub(crate) fn on_the_wire(&self) -> usize {
@@ -465,6 +475,8 @@ impl Domain for EmulatedDomain {
             received: received.clone(),
             peer: None,
             peer_address: None,
+            mtu: 0,
+            retries: None,
             writes: false,
             sends: false,
             failed: false,

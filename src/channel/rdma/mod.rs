@@ -18,6 +18,7 @@ mod pieces;
 mod posting;
 mod reason;
 mod registered;
+mod shared;
 mod source;
 
 #[cfg(test)]

@@ -4,36 +4,32 @@
 //! completions and keys, and tells it. Both share [`Shared`].
 
 use std::net::TcpStream;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
-use super::fabric::{
-    Access, Completion, Completions, Connection, Depths, Port, Region, Remote, Request, SendOperation,
-};
-use super::link::{RdmaLink, Slots, connection, try_out, wait};
+use super::fabric::{Access, Connection, Depths, Port, Region, Remote, Request, SendOperation};
+use super::link::{RdmaLink, Slots, try_out};
 use super::pieces::Pieces;
 use super::posting::Posting;
 use super::registered::{RdmaMemory, Registered};
+use super::shared::{Key, RdmaReceipts, Shared, State};
 use super::{FRAMES, RdmaError, RdmaOptions};
-use crate::channel::{ChannelError, ChannelLink, ChannelReceipts, ChannelSource, OpenChannel, Pushed};
-use crate::sys::verbs::Status;
+use crate::channel::{ChannelError, ChannelLink, ChannelSource, OpenChannel, Pushed};
 use crate::units::{PAGE_SIZE, RoundId, Run};
 use crate::wire::data::{
-    BarrierId, ChannelId, FrameKind, HEADER_BYTES, RECEIPT_BYTES, Receipt, encode_barrier, encode_pages,
+    BarrierId, ChannelId, FrameKind, HEADER_BYTES, MAX_BATCH_PAGES, encode_barrier, encode_pages,
     encode_written,
 };
-use crate::wire::rdma::{
-    ANSWER_BYTES, Answer, AnswerHeader, End, FromDestination, FromDestinationHeader, Offer, Want,
-};
+use crate::wire::rdma::{ANSWER_BYTES, Answer, AnswerHeader, End, Offer, Want};
 
 /// How long a piece may take to be registered at either end, while others are.
 const REGISTERED_WITHIN: Duration = Duration::from_secs(30);
-/// How often a wait looks whether the channel still lives.
-const LOOK: Duration = Duration::from_millis(200);
-/// How long a queue pair may take to fail after the destination closed its connection.
-const A_MOMENT: Duration = Duration::from_millis(200);
 /// Requests that are posted together at most.
 const POST_AT_ONCE: usize = 64;
+/// Bytes of pages behind which their header is sent, or
+const FRAME_BYTES: u64 = 512 << 10;
+/// this many pushes: a header takes a thread of the destination from its sleep.
+const FRAME_PUSHES: u32 = 8;
 
 /// Makes a connection, which the destination has accepted for RDMA, into a channel. `wanted` are the pages that are going
 /// to be sent, as far as that is known.
@@ -98,13 +94,16 @@ fn open_on(
     let slots = Slots::new(&*registered.domain, frames, Access::LocalRead)?;
     tracing::info!(
         device = port.device, port = port.number, gid = %std::net::Ipv6Addr::from(port.gid), mtu = remote.mtu, depth,
+        timeout = retries.timeout, retries = retries.retries,
         peer = %link.remote(), "an RDMA queue pair is connected"
     );
+    let posting = Posting::new(depth, frames);
+    let at_once = POST_AT_ONCE.min(posting.at_once() as usize);
     let shared = Shared {
         link: Arc::new(link),
         sent,
         state: Mutex::new(State {
-            posting: Posting::new(depth, frames),
+            posting,
             keys: vec![Key::Unknown; pieces.count() as usize],
             completions: Vec::new(),
             failed: None,
@@ -126,7 +125,8 @@ fn open_on(
         local: vec![None; pieces.count() as usize],
         pieces,
         requests: Vec::new(),
-        depth: u64::from(depth),
+        frame: None,
+        at_once,
         head: Vec::new(),
     };
     let link = shared.link.clone();
@@ -156,109 +156,6 @@ fn read_answer(link: &RdmaLink) -> Result<(End, u32), ChannelError> {
     }
 }
 
-/// What the source knows of a piece at the destination.
-#[derive(Clone, Debug)]
-enum Key {
-    Unknown,
-    /// It was asked for.
-    Asked,
-    Known {
-        key: u32,
-        address: u64,
-    },
-    Refused(String),
-}
-
-#[derive(Debug)]
-struct State {
-    posting: Posting,
-    keys: Vec<Key>,
-    /// Kept for its room.
-    completions: Vec<Completion>,
-    failed: Option<RdmaError>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    link: Arc<RdmaLink>,
-    sent: Arc<dyn Completions>,
-    state: Mutex<State>,
-    pieces: u32,
-    /// Room, credits, keys, or the end.
-    changed: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes the completions that are there.
-    fn reap(&self, state: &mut State) -> Result<(), ChannelError> {
-        let mut completions = std::mem::take(&mut state.completions);
-        completions.clear();
-        let polled = self.sent.poll(&mut completions);
-        for completion in &completions {
-            if completion.status != Status::SUCCESS {
-                // The first failure is the cause; all after it are flushed.
-                state.failed.get_or_insert(RdmaError::Work(completion.status));
-            } else if state.posting.completed(completion.id).is_err() {
-                state.failed.get_or_insert(RdmaError::Work(Status::LOCAL_FAULT));
-            }
-        }
-        state.completions = completions;
-        polled.map_err(|cause| self.link.device_error(cause))?;
-        match &state.failed {
-            Some(failed) => Err(failed.clone().into()),
-            None => Ok(()),
-        }
-    }
-
-    /// Waits until `ready` answers something, at most for `patience` if there is one.
-    fn wait<T>(
-        &self,
-        patience: Option<(Duration, &'static str)>,
-        mut ready: impl FnMut(&mut State) -> Option<Result<T, RdmaError>>,
-    ) -> Result<T, ChannelError> {
-        let begin = Instant::now();
-        let mut state = self.lock();
-        loop {
-            self.reap(&mut state)?;
-            if let Some(answer) = ready(&mut state) {
-                return Ok(answer?);
-            }
-            if self.link.is_shut() {
-                return Err(ChannelError::Closed);
-            }
-            if let Some((patience, what)) = patience.filter(|(patience, _)| begin.elapsed() > *patience) {
-                return Err(RdmaError::Late { what, seconds: patience.as_secs() }.into());
-            }
-            state = self.changed.wait_timeout(state, LOOK).unwrap_or_else(PoisonError::into_inner).0;
-        }
-    }
-
-    /// Takes in a key of the destination.
-    fn learn(&self, piece: u32, key: Key) {
-        self.lock().keys[piece as usize] = key;
-        self.changed.notify_all();
-    }
-
-    fn confirmed(&self, receipt: &Receipt) -> Result<(), ChannelError> {
-        let mut state = self.lock();
-        match receipt {
-            Receipt::Placed(frame) => {
-                let sent = state.posting.sent();
-                let known = state.posting.confirmed(*frame);
-                known.map_err(|_| ChannelError::ConfirmsTooMuch { got: *frame, sent })?;
-            }
-            Receipt::Barrier(barrier) => state.posting.reached(barrier.0),
-            Receipt::Error(_) => {}
-        }
-        self.changed.notify_all();
-        Ok(())
-    }
-}
-
 struct RdmaSource {
     shared: Arc<Shared>,
     registered: Arc<Registered>,
@@ -267,8 +164,20 @@ struct RdmaSource {
     /// This end's pieces, as far as they were used. Held for as long as the queue pair may read them.
     local: Vec<Option<Arc<dyn Region>>>,
     requests: Vec<Request>,
-    depth: u64,
+    /// Pages whose header is not sent yet.
+    frame: Option<Frame>,
+    /// Requests that are posted together at most.
+    at_once: usize,
     head: Vec<u8>,
+}
+
+/// Pages that were pushed, and share a header.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    round: RoundId,
+    sequence: u64,
+    pages: u64,
+    pushes: u32,
 }
 
 impl Drop for RdmaSource {
@@ -279,16 +188,39 @@ impl Drop for RdmaSource {
 }
 
 impl RdmaSource {
-    /// Waits for a buffer at the destination, and takes it.
-    fn begin_frame(&self, barrier: Option<BarrierId>) -> Result<u64, ChannelError> {
+    /// Waits for a buffer at the destination, and takes it, and until so many bytes may go.
+    fn begin_frame(&self, bytes: u64, barrier: Option<BarrierId>) -> Result<u64, ChannelError> {
         self.shared.wait(None, |state| {
-            state.posting.has_credit().then(|| {
+            (state.posting.has_credit() && state.posting.has_room_for(bytes)).then(|| {
                 Ok(match barrier {
                     Some(barrier) => state.posting.begin_barrier(barrier.0),
                     None => state.posting.begin_frame(),
                 })
             })
         })
+    }
+
+    /// The frame that so many pages go with, when they may go.
+    fn frame_for(&mut self, round: RoundId, pages: u64) -> Result<Frame, ChannelError> {
+        let bytes = pages * PAGE_SIZE;
+        match self.frame.take() {
+            Some(frame) if frame.round == round && frame.pages + pages <= MAX_BATCH_PAGES => {
+                self.shared.wait(None, |state| state.posting.has_room_for(bytes).then_some(Ok(())))?;
+                return Ok(frame);
+            }
+            other => self.frame = other,
+        }
+        self.end_frame()?;
+        let sequence = self.begin_frame(bytes, None)?;
+        Ok(Frame { round, sequence, pages: 0, pushes: 0 })
+    }
+
+    /// Sends the header of the pages that wait for one.
+    fn end_frame(&mut self) -> Result<(), ChannelError> {
+        let Some(Frame { round, sequence, pages, .. }) = self.frame.take() else { return Ok(()) };
+        self.head.clear();
+        self.head.extend(encode_written(pages, round, sequence));
+        self.send_head(sequence, false)
     }
 
     /// Adds the writes of a run.
@@ -300,8 +232,8 @@ impl RdmaSource {
             let segment = segment.map_err(|cause| self.shared.link.device_error(cause))?;
             let operation = SendOperation::Write { address: address + part.offset, key, immediate: None };
             self.requests.push(Request { id: 0, operation, segment: Some(segment), signalled: false });
-            if self.requests.len() >= POST_AT_ONCE.min(self.depth as usize) {
-                self.post()?;
+            if self.requests.len() >= self.at_once {
+                self.post(false)?;
             }
         }
         Ok(())
@@ -345,22 +277,24 @@ impl RdmaSource {
     }
 
     /// Sends the header and table that are in `head` behind the writes.
-    fn send_head(&mut self, frame: u64) -> Result<(), ChannelError> {
+    fn send_head(&mut self, frame: u64, signal: bool) -> Result<(), ChannelError> {
         let segment = self.slots.write(frame, &self.head);
         let segment = segment.map_err(|cause| self.shared.link.device_error(cause))?;
         let operation = SendOperation::Send { immediate: None };
         self.requests.push(Request { id: 0, operation, segment: Some(segment), signalled: false });
-        self.post()
+        self.post(signal)
     }
 
-    /// Posts what was added, all together, when the queue has room.
-    fn post(&mut self) -> Result<(), ChannelError> {
+    /// Posts what was added, all together, when the queue has room; the last of it can be told to be signalled.
+    fn post(&mut self, signal: bool) -> Result<(), ChannelError> {
         let requests = &mut self.requests;
         let count = requests.len();
         self.shared.wait(None, |state| {
             (state.posting.room() >= count as u64).then(|| {
                 for (index, request) in requests.iter_mut().enumerate() {
-                    (request.id, request.signalled) = state.posting.next_request(index + 1 == count);
+                    let bytes = request.segment.map_or(0, |segment| u64::from(segment.bytes));
+                    let signal = signal && index + 1 == count;
+                    (request.id, request.signalled) = state.posting.next_request(bytes, signal);
                 }
                 Ok(())
             })
@@ -372,16 +306,24 @@ impl RdmaSource {
 }
 
 impl ChannelSource for RdmaSource {
+    /// The header of few pages waits for more. The barrier that ends every round sends it at the latest.
     fn push_pages(&mut self, round: RoundId, runs: &[Run]) -> Result<Pushed, ChannelError> {
-        let sequence = self.begin_frame(None)?;
+        let pages: u64 = runs.iter().map(|run| run.pages).sum();
+        let mut frame = self.frame_for(round, pages)?;
         for run in runs {
             self.write(*run)?;
         }
-        let pages: u64 = runs.iter().map(|run| run.pages).sum();
-        self.head.clear();
-        self.head.extend(encode_written(pages, round, sequence));
-        self.send_head(sequence)?;
-        Ok(Pushed { sequence, wire_bytes: HEADER_BYTES as u64 + pages * PAGE_SIZE })
+        // The header counts with the first of its pages, whatever sends it.
+        let header = if frame.pushes == 0 { HEADER_BYTES as u64 } else { 0 };
+        frame.pages += pages;
+        frame.pushes += 1;
+        self.frame = Some(frame);
+        if frame.pages * PAGE_SIZE >= FRAME_BYTES || frame.pushes >= FRAME_PUSHES {
+            self.end_frame()?;
+        } else {
+            self.post(false)?;
+        }
+        Ok(Pushed { sequence: frame.sequence, wire_bytes: header + pages * PAGE_SIZE })
     }
 
     /// A wire that writes memory cannot take pages apart: they go as they are.
@@ -390,10 +332,11 @@ impl ChannelSource for RdmaSource {
     }
 
     fn push_zeros(&mut self, round: RoundId, runs: &[Run]) -> Result<Pushed, ChannelError> {
-        let sequence = self.begin_frame(None)?;
+        self.end_frame()?;
+        let sequence = self.begin_frame(0, None)?;
         self.head.clear();
         encode_pages(FrameKind::Zero, round, sequence, runs, 0, &mut self.head);
-        self.send_head(sequence)?;
+        self.send_head(sequence, false)?;
         Ok(Pushed { sequence, wire_bytes: self.head.len() as u64 })
     }
 
@@ -403,90 +346,14 @@ impl ChannelSource for RdmaSource {
         round: RoundId,
         fenced: &[ChannelId],
     ) -> Result<Pushed, ChannelError> {
-        let sequence = self.begin_frame(Some(barrier))?;
+        self.end_frame()?;
+        let sequence = self.begin_frame(0, Some(barrier))?;
         self.head = encode_barrier(barrier, round, sequence, fenced);
-        self.send_head(sequence)?;
+        self.send_head(sequence, true)?;
         Ok(Pushed { sequence, wire_bytes: self.head.len() as u64 })
     }
 
     fn backlog(&self) -> Option<u64> {
         None
-    }
-}
-
-struct RdmaReceipts {
-    shared: Arc<Shared>,
-    registered: Arc<Registered>,
-}
-
-impl Drop for RdmaReceipts {
-    fn drop(&mut self) {
-        // The other thread waits for what nobody reads any more.
-        self.shared.link.shut();
-        self.shared.changed.notify_all();
-    }
-}
-
-impl RdmaReceipts {
-    fn read(&self) -> Result<FromDestination, ChannelError> {
-        let link = &self.shared.link;
-        let mut head = [0; RECEIPT_BYTES];
-        link.read(&mut head)?;
-        let header = FromDestinationHeader::decode(&head, self.shared.pieces).map_err(RdmaError::Frame)?;
-        let mut rest = vec![0; header.rest_bytes()];
-        link.read(&mut rest)?;
-        Ok(header.with_rest(&rest))
-    }
-
-    /// Why the connection is closed: a queue pair that fails is closed by the destination at once, and how it failed is known here
-    /// a moment later.
-    fn closed(&self, error: ChannelError) -> ChannelError {
-        if !matches!(error, ChannelError::Closed) || self.shared.link.is_shut() {
-            return error;
-        }
-        let _ = wait([self.shared.sent.event_descriptor()], A_MOMENT);
-        self.complete().err().unwrap_or(error)
-    }
-
-    /// Takes what has completed, and asks to be told of more.
-    fn complete(&self) -> Result<(), ChannelError> {
-        let failed = |cause| self.shared.link.device_error(cause);
-        self.shared.sent.take_events().map_err(failed)?;
-        self.shared.sent.arm().map_err(failed)?;
-        let mut state = self.shared.lock();
-        let reaped = self.shared.reap(&mut state);
-        drop(state);
-        self.shared.changed.notify_all();
-        reaped
-    }
-}
-
-impl ChannelReceipts for RdmaReceipts {
-    fn next(&mut self) -> Result<Receipt, ChannelError> {
-        loop {
-            let link = &self.shared.link;
-            let [event, gone] = self.registered.domain.watched();
-            let watched = [connection(link), self.shared.sent.event_descriptor(), event, gone];
-            let [told, completed, event, gone] = wait(watched, link.timeout)?;
-            if event || gone {
-                self.registered.check_device()?;
-            }
-            // What the destination says explains more than how the queue pair fails.
-            if told {
-                match self.read().map_err(|error| self.closed(error))? {
-                    FromDestination::Receipt(Receipt::Error(text)) => return Err(ChannelError::Peer(text)),
-                    FromDestination::Receipt(receipt) => {
-                        self.shared.confirmed(&receipt)?;
-                        return Ok(receipt);
-                    }
-                    FromDestination::Key { piece, key, address } => {
-                        self.shared.learn(piece, Key::Known { key, address });
-                    }
-                    FromDestination::NoKey { piece, text } => self.shared.learn(piece, Key::Refused(text)),
-                }
-            } else if completed {
-                self.complete()?;
-            }
-        }
     }
 }

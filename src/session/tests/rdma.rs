@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::*;
 use crate::channel::rdma::RdmaOptions;
 use crate::channel::rdma::emulated::{Host as Devices, Lie, Network};
+use crate::channel::rdma::fabric::Retries;
 
 /// The addresses of two rails. Both hosts have the same: it is one machine.
 const RAILS: [IpAddr; 2] = [IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1)), IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2))];
@@ -111,6 +112,36 @@ impl Rails {
         session.close();
         self.host.session.close();
         assert_eq!(self.network.held(), (0, 0), "regions and queue pairs that are left");
+    }
+}
+
+/// What a host file says of queue pairs is what they are made with, as far as the port has it.
+#[test]
+fn queue_pairs_are_as_the_host_has_chosen() {
+    let chosen = |mtu, queue_depth, timeout, retries| RdmaOptions {
+        mtu,
+        queue_depth,
+        timeout,
+        retries,
+        ..RdmaOptions::default()
+    };
+    let made =
+        |timeout, retries| Some(Retries { timeout, retries, not_ready_retries: 6, not_ready_timer: 12 });
+    // The emulated port has packets of 1024 bytes and holds 40 requests; the destination has what is usual.
+    for (options, expected) in [
+        (chosen(256, 16, 20, 3), (16, 256, made(20, 3))),
+        (chosen(4096, 512, 31, 0), (40, 1024, made(31, 0))),
+        (chosen(512, 20, 1, 7), (20, 512, made(1, 6))),
+    ] {
+        let mut rails = Rails::new();
+        let all = rails.scribble(2000);
+        let (sender, events) = unbounded();
+        let rdma = RdmaSupport::with(rails.ours.clone(), options);
+        let session =
+            SourceSession::open(SourceOptions { rdma, ..rails.options(&rails.paths(), 2) }, sender).unwrap();
+        assert_eq!(rails.network.senders(), [expected; 2], "{options:?}");
+        rails.round(&session, &events, 0, all);
+        rails.close(session);
     }
 }
 

@@ -86,12 +86,13 @@ impl QueuePair for EmulatedPair {
     fn receive_from(&self, _: u8, remote: &Remote, _: &Retries, writes: bool) -> Result<(), VerbsError> {
         let connect = |pair: &mut Pair, address| {
             (pair.peer, pair.peer_address, pair.writes) = (Some(remote.queue_pair), address, writes);
+            pair.mtu = remote.mtu;
         };
         self.modify("ready to receive", connect, Some(remote.queue_pair))
     }
 
-    fn send_from(&self, _: u32, _: &Retries) -> Result<(), VerbsError> {
-        self.modify("ready to send", |pair, _| pair.sends = true, None)
+    fn send_from(&self, _: u32, retries: &Retries) -> Result<(), VerbsError> {
+        self.modify("ready to send", |pair, _| (pair.sends, pair.retries) = (true, Some(*retries)), None)
     }
 
     fn post_send(&self, requests: &[Request]) -> Result<(), VerbsError> {

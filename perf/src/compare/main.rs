@@ -32,7 +32,7 @@ use crate::network::Scratch;
 struct Arguments {
     #[command(subcommand)]
     role: Option<Role>,
-    /// What to compare; several with commas. All but rdma unless given
+    /// What to compare; several with commas. All of them unless given
     #[arg(long = "case", value_enum, value_delimiter = ',')]
     cases: Vec<Case>,
     /// How often each side is measured; figures are medians

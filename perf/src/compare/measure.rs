@@ -144,17 +144,19 @@ impl<'a> Way<'a> {
     }
 }
 
-/// Measures every way `runs` times, in turns, after `before` each time. The first turn's order is the list's.
+/// Measures every way `runs` times, in turns, after `before` each time. The first turn's order is the list's, and every second one
+/// goes backwards: what a way leaves behind, in memory and in the host, meets another one then. A way that is in the list several
+/// times is measured as often in each turn.
 pub(crate) fn in_turns(
     ways: &[Way<'_>],
     runs: usize,
     before: impl Fn() -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Side>> {
     use anyhow::Context as _;
-    let side = |way: &Way<'_>| Side { name: way.name.clone(), samples: Vec::new() };
-    let mut sides: Vec<Side> = ways.iter().map(side).collect();
-    for _ in 0..runs {
-        for (way, side) in ways.iter().zip(&mut sides) {
+    let mut sides: Vec<Side> = Vec::new();
+    for run in 0..runs {
+        for index in 0..ways.len() {
+            let way = &ways[if run % 2 == 0 { index } else { ways.len() - 1 - index }];
             before()?;
             let sample = (way.run)().with_context(|| format!("measuring {}", way.name))?;
             eprintln!(
@@ -165,7 +167,10 @@ pub(crate) fn in_turns(
                 sample.source_cpu_per_gib(),
                 sample.destination_cpu_per_gib()
             );
-            side.samples.push(sample);
+            match sides.iter_mut().find(|side| side.name == way.name) {
+                Some(side) => side.samples.push(sample),
+                None => sides.push(Side { name: way.name.clone(), samples: vec![sample] }),
+            }
         }
     }
     Ok(sides)

@@ -9,6 +9,9 @@ use crate::network::{DESTINATION, Lab, Scratch};
 use crate::ours::{Bench, Between, bench};
 use crate::qemu::{Migration, Ram, migrate};
 
+/// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
+const PAIRS: usize = 4;
+
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let image = setup.booted.as_ref().context("the RAM of a booted guest is missing; --booted names it")?;
     let bytes = std::fs::metadata(image)?.len();
@@ -47,7 +50,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
                     sample
                 }));
             }
-            for mode in ["compression", "tcp"] {
+            for mode in in_pairs(if slow { 1 } else { PAIRS }) {
                 ways.push(Way::new(format!("pageferry {link} {mode} {channels}"), move || {
                     bench(&Bench {
                         binary: &setup.binary,
@@ -63,7 +66,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
         }
     }
     // Memory that compression finds nothing in, on a link faster than it.
-    for mode in ["compression", "tcp"] {
+    for mode in in_pairs(PAIRS) {
         ways.push(Way::new(format!("pageferry random {mode} 2"), move || {
             bench(&Bench {
                 binary: &setup.binary,
@@ -76,7 +79,8 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             })
         }));
     }
-    let sides = in_turns(&ways, setup.runs, || memory::at_hand(bytes.max(setup.bytes)))?;
+    // Both the copy of the image that bench sends and the memory that arrives.
+    let sides = in_turns(&ways, setup.runs, || memory::at_hand(bytes.max(setup.bytes) * 5 / 2))?;
     let how = "rates are of the guest's whole memory; the number is that of channels";
     let mut result = CaseResult { case: "compression".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;
@@ -112,6 +116,10 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
         Some(Goal::AtLeast(0.95)),
     );
     Ok(result)
+}
+
+fn in_pairs(pairs: usize) -> impl Iterator<Item = &'static str> {
+    ["compression", "tcp"].into_iter().cycle().take(2 * pairs)
 }
 
 fn rates(result: &CaseResult, of: fn(&Sample) -> f64) -> Vec<(String, f64)> {

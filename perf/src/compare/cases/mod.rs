@@ -3,6 +3,7 @@
 mod compression;
 mod downtime;
 mod floor;
+mod rdma;
 mod scaling;
 mod throughput;
 
@@ -30,8 +31,8 @@ pub(crate) enum Case {
 }
 
 impl Case {
-    pub(crate) const ALL: [Self; 5] =
-        [Self::Throughput, Self::Floor, Self::Compression, Self::Downtime, Self::Scaling];
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Throughput, Self::Floor, Self::Compression, Self::Downtime, Self::Scaling, Self::Rdma];
 
     pub(crate) fn run(self, setup: &Setup) -> anyhow::Result<CaseResult> {
         match self {
@@ -40,10 +41,7 @@ impl Case {
             Self::Compression => compression::run(setup),
             Self::Downtime => downtime::run(setup),
             Self::Scaling => scaling::run(setup),
-            // perftest against `bench --mode rdma`, both by `scripts/rxe-testbed run`, belongs here.
-            Self::Rdma => {
-                anyhow::bail!("case rdma needs the RDMA channel, which this version of pageferry lacks")
-            }
+            Self::Rdma => rdma::run(setup),
         }
     }
 

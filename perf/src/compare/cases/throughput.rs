@@ -52,7 +52,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     // Both the copy of the image that bench sends and the memory that arrives.
     let sides = in_turns(&ways, setup.runs, || crate::memory::at_hand(setup.bytes * 5 / 2))?;
     let how = "fresh memory at the destination; QEMU's is a file in shared memory as at the source (file), or private with \
-               transparent huge pages (private); pageferry's a memfd; the number is that of channels";
+               transparent huge pages (private); pageferry's a file in shared memory; the number is that of channels";
     let mut result = CaseResult { case: "throughput".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;
     let median = |begins: &str| result.best(begins, rate).map(|side| side.median(rate));

@@ -185,6 +185,7 @@ fn move_spec(options: &DemoOptions, to: &HolderProcess) -> MoveSpec {
     let forth = to.name() == "destination";
     let own = pairs.iter().map(|pair| if forth { pair.source } else { pair.destination });
     MoveSpec {
+        qemu: None,
         name: "demo".into(),
         paths: own
             .zip(to.addresses())

@@ -23,6 +23,7 @@ pub mod peer;
 pub mod pki;
 pub mod preflight;
 pub mod progress;
+pub mod qemu;
 pub mod quantity;
 pub mod rdma;
 pub mod relay;

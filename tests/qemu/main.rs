@@ -3,8 +3,10 @@
 
 #![allow(clippy::panic, reason = "a test")]
 
+mod daemons;
 mod faults;
 mod ferry;
+mod hosts;
 mod moves;
 mod vm;
 mod wrong;

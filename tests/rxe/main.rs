@@ -1,6 +1,6 @@
 //! RDMA on a real driver. A test boots hosts with soft-RoCE (`scripts/rxe-testbed`), puts this very program in, and runs others of
 //! it there: those of [`inside`] and [`lying`] in one host, with the program's account of every way in which RDMA can be absent;
-//! those of [`moving`] in two. Each boot takes a while, so there are few.
+//! those of [`moving`] and [`relaying`] in two. Each boot takes a while, so there are few.
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
 
@@ -8,6 +8,7 @@ mod hosts;
 mod inside;
 mod lying;
 mod moving;
+mod relaying;
 
 use std::process::{Command, Output};
 
@@ -94,8 +95,36 @@ fn in_two_hosts(which: &str, passed: usize) {
 #[test]
 fn guests_move_between_two_hosts_by_rdma_and_without_it() {
     if require(&[Need::Rxe, Need::Qemu]) {
-        in_two_hosts("--skip twenty moving::", 6);
+        in_two_hosts("--skip twenty moving::", 9);
     }
+}
+
+/// Where this machine's QEMU has its firmware.
+fn firmware() -> Option<String> {
+    let output = Command::new("qemu-system-x86_64").args(["-L", "help"]).output().ok()?;
+    let directories = String::from_utf8(output.stdout).ok()?;
+    let mut files = directories.lines().map(|directory| format!("{directory}/bios-256k.bin"));
+    files.find(|file| std::path::Path::new(file).exists())
+}
+
+#[test]
+fn a_stock_qemu_is_relayed_by_rdma() {
+    if !require(&[Need::Rxe, Need::Qemu]) {
+        return;
+    }
+    let qemu = String::from_utf8(Command::new("which").arg("qemu-system-x86_64").output().unwrap().stdout);
+    let qemu = format!("{}:/usr/bin/qemu-system-x86_64", qemu.unwrap().trim());
+    let firmware =
+        format!("{}:/root/firmware/bios-256k.bin", firmware().expect("QEMU has firmware for a PC"));
+    let put = put();
+    let mut options =
+        vec!["--hosts", "2", "--rails", "2", "--memory", "1024", "--put", &qemu, "--put", &firmware];
+    options.extend(put.iter().map(String::as_str));
+    let output = testbed(&options, "inside --ignored --test-threads=1 --nocapture relaying:: 2>&1");
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{stdout}\n{stderr}", output.status);
+    assert!(stdout.contains("test result: ok. 1 passed"), "{stdout}\n{stderr}");
+    println!("{stdout}");
 }
 
 /// In hosts of their own, whose devices and daemons have done nothing else.

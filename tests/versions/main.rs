@@ -5,6 +5,8 @@
 
 #![allow(clippy::panic, clippy::unwrap_used, reason = "a test")]
 
+#[cfg(feature = "cli")]
+mod json;
 #[cfg(all(feature = "kvm", target_arch = "x86_64"))]
 mod kvm;
 mod rdma;
@@ -22,7 +24,7 @@ use pageferry::guest::program::{Program, ProgramConfig, SelfChecking, SelfReport
 use pageferry::layout::{RamLayout, RamRegion};
 use pageferry::memory::{Backing, HugePages};
 use pageferry::migration::handover::Decision;
-use pageferry::session;
+use pageferry::session::{self, Capabilities, Encryption};
 use pageferry::units::{GuestAddress, PageIndex, RoundId, Run};
 use pageferry::wire::control::{Accept, Message, Setup, Token};
 use pageferry::wire::data::{
@@ -181,6 +183,36 @@ fn control_messages() {
         message("control-query", Message::Query(TOKEN)),
         message("control-fenced", Message::Fenced(TOKEN)),
         message("control-abort", Message::Abort("the user wants it so".into())),
+    ]);
+}
+
+/// The names of what a host can and demands, which a peer of another release reads.
+#[test]
+fn abilities() {
+    let all = Capabilities::with_rdma(None);
+    let demand = Encryption {
+        required: true,
+        isolated: vec!["10.0.0.1".parse().unwrap(), "fd00::7".parse().unwrap()],
+    };
+    let named = |name, capabilities: Capabilities| {
+        let names = capabilities.names();
+        let accept =
+            move || Message::Accept(Accept { secret: SECRET.0, capabilities: names.clone() }).encode();
+        recorded(name, accept, move |bytes| {
+            let Message::Accept(accept) = Message::decode(bytes).unwrap() else { panic!("another message") };
+            assert_eq!(
+                Capabilities::from_names(&accept.capabilities),
+                capabilities,
+                "{:?}",
+                accept.capabilities
+            );
+        })
+    };
+    understands([
+        named("control-accept-rdma", all.clone()),
+        named("control-accept-no-rdma", Capabilities::with_rdma(Some("this host has no RDMA device"))),
+        named("control-accept-tls", all.clone().encrypting(true, &Encryption::default())),
+        named("control-accept-encrypted", all.encrypting(true, &demand)),
     ]);
 }
 
@@ -430,9 +462,14 @@ fn a_guest_of_a_newer_version_is_refused_with_both_named() {
 /// Nothing lies there that no test looks at.
 #[test]
 fn every_recorded_file_is_looked_at() {
-    let source =
-        [include_str!("main.rs"), include_str!("kvm.rs"), include_str!("rdma.rs"), include_str!("relay.rs")]
-            .concat();
+    let source = [
+        include_str!("main.rs"),
+        include_str!("json.rs"),
+        include_str!("kvm.rs"),
+        include_str!("rdma.rs"),
+        include_str!("relay.rs"),
+    ]
+    .concat();
     let mut found = 0;
     for entry in fs::read_dir(folder()).unwrap() {
         let path = entry.unwrap().path();
@@ -440,5 +477,5 @@ fn every_recorded_file_is_looked_at() {
         assert!(source.contains(&format!("\"{name}\"")), "nobody looks at {name}");
         found += 1;
     }
-    assert_eq!(found, 64, "no file is missing either");
+    assert_eq!(found, 72, "no file is missing either");
 }

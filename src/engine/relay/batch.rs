@@ -9,8 +9,8 @@ use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId, Run};
 
 /// How much may gather, in time of the wire: QEMU judges the wire by how fast its bytes are taken, and what waits here is downtime
-/// that it does not see.
-const GATHER: Duration = Duration::from_millis(50);
+/// that it does not see. Between two rounds the wire stands still until the word of the first one's placing has come: hence not less.
+const GATHER: Duration = Duration::from_millis(100);
 /// The least that may gather, in pages: 4 MiB, which keeps every channel busy for a round trip.
 const LEAST: u64 = (4 << 20) / PAGE_SIZE;
 /// The most: 64 MiB.
@@ -153,7 +153,7 @@ mod tests {
         assert!(batch.has_room());
         batch.add([Run::new(0, LEAST)]);
         assert!(!batch.has_room());
-        // 1 GiB/s: 50 ms are 13,107 pages, and the limit goes half-way there.
+        // 1 GiB/s: 100 ms are 26,214 pages, and the limit goes half-way there, to no more than the most.
         batch.next(Duration::ZERO);
         batch.placed(RoundId(0), MS * 4);
         batch.add([Run::new(0, LEAST)]);

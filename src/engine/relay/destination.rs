@@ -15,6 +15,8 @@ use super::streams::{Event, Streams};
 use super::{RelayError, RelayOutcome, RelayReport, SocketFile, layout, map, meeting_place, memory, spawn};
 use crate::engine::cancel::CancelSignal;
 use crate::engine::cpu::CpuMeter;
+use crate::engine::endpoint::Place;
+use crate::engine::fault::FaultPlan;
 use crate::engine::{chain, draw};
 use crate::guest::qemu::multifd::MAGIC;
 use crate::guest::qemu::qmp::Qmp;
@@ -54,8 +56,16 @@ pub struct DestinationRelayOptions {
     pub placement: bool,
     /// After which time a silent channel counts as lost.
     pub link_timeout: Duration,
+    /// What this host has for RDMA; `None` looks at its devices.
+    pub rdma: Option<RdmaSupport>,
+    /// What this host demands of the payload.
+    pub encryption: Encryption,
+    /// Whether data channels may come under TLS: the host has certificates.
+    pub takes_tls: bool,
     /// Stops it.
     pub cancel: CancelSignal,
+    /// What is to go wrong, in tests: at `ready` (it is loaded), `journaled` (the source has given it up), `committed`, `finished`.
+    pub faults: FaultPlan,
 }
 
 /// A QEMU that waits for a guest, looked at and found fit.
@@ -78,6 +88,20 @@ impl Waiting {
         }
         Ok(Self { qmp, facts })
     }
+}
+
+/// Waits in a place of an endpoint for the one migration that it was made for, and takes its guest in; `None` when it was cancelled
+/// before a source came. `begun` is called when one has.
+pub fn take_in_place(
+    waiting: Waiting,
+    options: &DestinationRelayOptions,
+    place: Place<'_>,
+    begun: impl FnOnce(),
+) -> Option<RelayReport> {
+    let endpoint = place.endpoint();
+    let (migration, link) = place.wait(&options.cancel)?;
+    begun();
+    Some(take(waiting, options, endpoint.listener(), migration, link))
 }
 
 /// Takes a guest in that a source sends ([`super::source::send`]).
@@ -214,13 +238,15 @@ impl Agreed {
         // Where QEMU listens it may find no file.
         let _ = std::fs::remove_file(&place);
         settings::migrate_incoming(qmp, &place.to_string_lossy())?;
-        let rdma = RdmaSupport::of_this_host();
+        let rdma = options.rdma.clone().unwrap_or_else(RdmaSupport::of_this_host);
         let answer = Answer {
             secret: draw().map_err(RelayError::Random)?,
             hypervisor: format!("QEMU {}", qmp.version()),
             placed: placed.iter().map(|(number, _)| *number).collect(),
             because,
-            capabilities: Capabilities::with_rdma(rdma.absent()).names(),
+            capabilities: Capabilities::with_rdma(rdma.absent())
+                .encrypting(options.takes_tls, &options.encryption)
+                .names(),
         };
         let placed_names = placed.iter().map(|(_, block)| block.name.clone()).collect();
         let socket = SocketFile(place);
@@ -300,9 +326,8 @@ impl Opened {
         let secret = Secret(agreed.answer.secret);
         let (sender, session_events) = unbounded();
         let memory = agreed.memory.clone();
-        let plain = Encryption::default();
-        let session =
-            DestinationSession::with(memory, migration, options.link_timeout, &agreed.rdma, plain, sender);
+        let (timeout, encryption) = (options.link_timeout, options.encryption.clone());
+        let session = DestinationSession::with(memory, migration, timeout, &agreed.rdma, encryption, sender);
         session.used_before(&agreed.used);
         link.set_secret(secret);
         listener.register(migration, secret, &session, &link);

@@ -11,6 +11,7 @@
 
 mod batch;
 pub mod destination;
+mod discard;
 mod packets;
 pub mod source;
 mod staging;
@@ -20,6 +21,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::engine::observe::LinkSeen;
 use crate::guest::qemu::multifd::MultifdError;
 use crate::guest::qemu::qmp::QmpError;
 use crate::guest::qemu::ram::RamBlock;
@@ -181,7 +183,7 @@ pub struct RelayReport {
 }
 
 impl RelayReport {
-    fn new(mode: TransferMode) -> Self {
+    pub(crate) fn new(mode: TransferMode) -> Self {
         Self {
             outcome: RelayOutcome::RolledBack { cause: String::new() },
             mode_requested: mode,
@@ -204,10 +206,14 @@ impl RelayReport {
 }
 
 /// How a relay stands.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct RelayProgress {
     /// How the source QEMU stands.
     pub qemu: crate::guest::qemu::settings::Migration,
+    /// How pages travel.
+    pub mode: TransferMode,
+    /// Each path, in the order of the options.
+    pub links: Vec<LinkSeen>,
     /// Bytes sent over all channels.
     pub wire_bytes: u64,
     /// Pages placed.

@@ -7,12 +7,12 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use super::batch::{Batch, Next};
+use super::discard::Discard;
 use super::staging::Staging;
 use super::streams::{Event, Stream, Streams};
 use super::{RelayError, lock, pages_of};
 use crate::guest::qemu::multifd::{
-    self, DEVICE_STATE_BYTES, HEAD_BYTES, Head, INIT_BYTES, Init, MAIN_MAGIC, MAX_PAYLOAD_BYTES,
-    PACKET_BYTES, PagesPacket,
+    self, DEVICE_STATE_BYTES, HEAD_BYTES, Head, INIT_BYTES, Init, MAIN_MAGIC, PACKET_BYTES, PagesPacket,
 };
 use crate::session::SourceSession;
 use crate::sys::scatter::{self, MemorySlice};
@@ -161,7 +161,7 @@ impl Carrier {
         socket.read_exact(&mut init[4..]).map_err(RelayError::Stream)?;
         Init::decode(&init)?;
         self.forward(stream, init.to_vec());
-        let mut scratch = vec![0; MAX_PAYLOAD_BYTES];
+        let discard = Discard::new().map_err(RelayError::Stream)?;
         loop {
             let mut head = [0; HEAD_BYTES];
             if !fill(&mut socket, &mut head).map_err(RelayError::Stream)? {
@@ -169,7 +169,7 @@ impl Carrier {
                 return Ok(());
             }
             match Head::decode(&head)? {
-                Head::Pages => self.read_pages(stream, head, &mut scratch)?,
+                Head::Pages => self.read_pages(stream, head, &discard)?,
                 Head::DeviceState => {
                     let mut header = [0; DEVICE_STATE_BYTES];
                     header[..HEAD_BYTES].copy_from_slice(&head);
@@ -185,7 +185,7 @@ impl Carrier {
         &self,
         stream: &Stream,
         head: [u8; HEAD_BYTES],
-        scratch: &mut [u8],
+        discard: &Discard,
     ) -> Result<(), RelayError> {
         let mut socket = &stream.socket;
         let mut header = [0; PACKET_BYTES];
@@ -210,7 +210,7 @@ impl Carrier {
             return Ok(());
         }
         self.hand_over(runs(&packet.normal)?.into_iter().chain(runs(&packet.zero)?), message);
-        socket.read_exact(&mut scratch[..packet.payload_bytes()]).map_err(RelayError::Stream)
+        discard.skip(socket, packet.payload_bytes()).map_err(RelayError::Stream)
     }
 
     /// A header that goes on after everything before it.

@@ -19,8 +19,9 @@ use super::{
     RelayError, RelayOutcome, RelayProgress, RelayReport, STAGING_BYTES, SocketFile, layout, map,
     meeting_place, memory, spawn,
 };
-use crate::engine::cancel::CancelSignal;
+use crate::engine::cancel::{CancelSignal, PeerGoneSignal};
 use crate::engine::cpu::CpuMeter;
+use crate::engine::fault::FaultPlan;
 use crate::engine::source::links::bits_per_second;
 use crate::engine::{chain, draw};
 use crate::guest::qemu::qmp::Qmp;
@@ -30,8 +31,8 @@ use crate::memory::GuestMemory;
 use crate::session::caps::RateCaps;
 use crate::session::trust::PeerTrust;
 use crate::session::{
-    Capabilities, ControlLink, ControlOptions, EncryptionPolicy, LinkEvent, Opening, Path, RdmaSupport,
-    SessionEvent, SourceOptions, SourceSession, TransferMode, mode,
+    Capabilities, ControlLink, ControlOptions, Encryption, EncryptionPolicy, LinkEvent, Opening, Path,
+    RdmaSupport, SessionEvent, SourceOptions, SourceSession, TransferMode, mode,
 };
 use crate::wire::preamble::{MigrationId, Secret};
 use crate::wire::relay::{Answer, Block, Offer, RelayMessage};
@@ -67,6 +68,10 @@ pub struct SourceRelayOptions {
     pub channels: usize,
     /// How memory travels.
     pub mode: TransferMode,
+    /// What this host has for RDMA; `None` looks at its devices, when the mode asks for it.
+    pub rdma: Option<RdmaSupport>,
+    /// What this host demands of the payload.
+    pub encryption: Encryption,
     /// The most bytes per second on the wire.
     pub rate_caps: RateCaps,
     /// When a connection counts as dead.
@@ -75,6 +80,10 @@ pub struct SourceRelayOptions {
     pub reopen_within: Duration,
     /// Stops it.
     pub cancel: CancelSignal,
+    /// Says that the destination's process has ended, for who can know.
+    pub peer_gone: PeerGoneSignal,
+    /// What is to go wrong, in tests: at `pre-copy`, `ready`, `committed`, `finished`.
+    pub faults: FaultPlan,
 }
 
 /// Moves the guest of a running QEMU to the destination that waits in [`super::destination::take`].
@@ -87,7 +96,9 @@ pub fn send(options: &SourceRelayOptions, observer: &mut dyn FnMut(&RelayProgres
         Ok(mut qmp) => run(&mut qmp, options, observer, &mut report, began),
         Err(error) => RelayOutcome::RolledBack { cause: chain(&error) },
     };
-    report.total = began.elapsed();
+    if report.total.is_zero() {
+        report.total = began.elapsed();
+    }
     report.cpu = cpu.elapsed();
     report
 }
@@ -102,8 +113,11 @@ fn run(
     let outcome = match open(qmp, options, report) {
         Ok(opened) => {
             report.began = true;
+            tracing::debug!(took = ?began.elapsed(), "everything is ready; QEMU is told to send");
             let mut engine = Engine::new(qmp, &opened, options, report, began);
             let outcome = engine.run(observer);
+            // Without what is put away then.
+            report.total = began.elapsed();
             opened.close(report);
             outcome
         }
@@ -163,7 +177,7 @@ fn open(qmp: &mut Qmp, options: &SourceRelayOptions, report: &mut RelayReport) -
     let link = ControlLink::dial(&options.paths, migration, &opening, options.control, link_sender)?;
     let placement = options.placement && !facts.tls && !facts.postcopy;
     let offered: Vec<&RamBlock> = blocks.iter().collect();
-    let rdma = RdmaSupport::for_mode(options.mode, None);
+    let rdma = RdmaSupport::for_mode(options.mode, options.rdma.as_ref());
     let offer = Offer {
         hypervisor: format!("QEMU {}", qmp.version()),
         blocks: (offered.iter())
@@ -183,7 +197,7 @@ fn open(qmp: &mut Qmp, options: &SourceRelayOptions, report: &mut RelayReport) -
         placement,
         staging_bytes: STAGING_BYTES,
         mode: options.mode.name().into(),
-        capabilities: Capabilities::with_rdma(rdma.absent()).names(),
+        capabilities: Capabilities::with_rdma(rdma.absent()).encrypting(false, &options.encryption).names(),
     };
     link.send(RelayMessage::Offer(offer).encode());
     let answer = answer(&link_events)?;
@@ -191,9 +205,9 @@ fn open(qmp: &mut Qmp, options: &SourceRelayOptions, report: &mut RelayReport) -
     let theirs = Capabilities::from_names(&answer.capabilities);
     let encryption = EncryptionPolicy {
         trust: options.trust.clone(),
+        ours: options.encryption.clone(),
         theirs: theirs.encryption.clone(),
         theirs_can: theirs.takes_tls,
-        ..EncryptionPolicy::default()
     };
     let resolved = mode::resolve(
         options.mode,

@@ -18,7 +18,7 @@ const LOOK: Duration = Duration::from_millis(500);
 
 /// What is known of the paths.
 #[derive(Debug)]
-pub(super) struct Links {
+pub(in crate::engine) struct Links {
     paths: Vec<Seen>,
     looked: Option<Instant>,
 }
@@ -34,7 +34,7 @@ struct Seen {
 }
 
 impl Links {
-    pub(super) fn new(paths: &[Path]) -> Self {
+    pub(in crate::engine) fn new(paths: &[Path]) -> Self {
         let seen = |path: &Path| Seen {
             path: *path,
             interface: interface(path),
@@ -47,7 +47,7 @@ impl Links {
     }
 
     /// Looks at the carriers now and then. Answers interfaces that have been without one for too long.
-    pub(super) fn look(&mut self, now: Instant) -> Vec<String> {
+    pub(in crate::engine) fn look(&mut self, now: Instant) -> Vec<String> {
         if self.looked.is_some_and(|looked| now - looked < LOOK) {
             return Vec::new();
         }
@@ -64,7 +64,7 @@ impl Links {
     }
 
     /// Takes over what the channels have carried until now.
-    pub(super) fn update(&mut self, stats: &SessionStats, now: Instant) {
+    pub(in crate::engine) fn update(&mut self, stats: &SessionStats, now: Instant) {
         for seen in &mut self.paths {
             let on_it = stats.channels.iter().filter(|channel| channel.path == seen.path);
             seen.bytes = on_it.map(|channel| channel.bytes).sum::<u64>();
@@ -73,7 +73,7 @@ impl Links {
     }
 
     /// How they stand.
-    pub(super) fn seen(&self, stats: Option<&SessionStats>) -> Vec<LinkSeen> {
+    pub(in crate::engine) fn seen(&self, stats: Option<&SessionStats>) -> Vec<LinkSeen> {
         let channels = |path: &Path| {
             let all = stats.map_or(&[][..], |stats| &stats.channels);
             all.iter().filter(|channel| channel.alive && channel.path == *path).count() as u32
@@ -94,18 +94,18 @@ impl Links {
     }
 
     /// Whether a path leads by an interface that is down.
-    pub(super) fn is_down(&self, path: &Path) -> bool {
+    pub(in crate::engine) fn is_down(&self, path: &Path) -> bool {
         self.paths.iter().any(|seen| seen.path == *path && seen.down_since.is_some())
     }
 
     /// The interfaces that are down.
-    pub(super) fn down(&self) -> Vec<String> {
+    pub(in crate::engine) fn down(&self) -> Vec<String> {
         let down = self.paths.iter().filter(|seen| seen.down_since.is_some());
         down.filter_map(|seen| seen.interface.clone()).collect()
     }
 
     /// The interfaces that no channel uses although a path leads by them.
-    pub(super) fn idle(&self, stats: &SessionStats) -> Vec<String> {
+    pub(in crate::engine) fn idle(&self, stats: &SessionStats) -> Vec<String> {
         let seen = self.seen(Some(stats));
         let idle = seen.into_iter().filter(|link| link.channels == 0);
         idle.map(|link| link.interface.unwrap_or_else(|| link.destination.to_string())).collect()
@@ -115,7 +115,7 @@ impl Links {
 /// The rate of something that comes in pieces: what a slow wire confirms comes 4 MiB at a time, which at a MiB a second is
 /// nothing for a long time, and then much.
 #[derive(Debug)]
-pub(super) struct Rate {
+pub(in crate::engine) struct Rate {
     amount: u64,
     /// When the last piece came, and how large it was.
     changed: Instant,
@@ -124,12 +124,12 @@ pub(super) struct Rate {
 }
 
 impl Rate {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(in crate::engine) fn new(now: Instant) -> Self {
         Self { amount: 0, changed: now, piece: 0, per_second: 0.0 }
     }
 
     /// So much has come until now. Answers the rate, smoothed: a line that jumps cannot be read.
-    pub(super) fn update(&mut self, now: Instant, amount: u64) -> u64 {
+    pub(in crate::engine) fn update(&mut self, now: Instant, amount: u64) -> u64 {
         let seconds = now.saturating_duration_since(self.changed).as_secs_f64().max(1e-6);
         if amount > self.amount {
             let lately = (amount - self.amount) as f64 / seconds;

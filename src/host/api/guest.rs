@@ -76,7 +76,7 @@ impl GuestState {
 pub struct GuestInfo {
     /// What people call it.
     pub name: String,
-    /// `kvm` or `process`.
+    /// `kvm`, `process` or `qemu`.
     pub kind: String,
     /// What it is doing.
     pub state: GuestState,

@@ -43,6 +43,9 @@ pub struct MigrateRequest {
     /// Whether RAM at the pause is compared with the destination's; it costs some milliseconds of downtime.
     #[serde(default)]
     pub verify: bool,
+    /// The QEMU that waits at the destination, for a guest that a QEMU has here: `qemu:` and the path of its QMP socket there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incoming: Option<String>,
     /// What is to go wrong in the process at the source, for tests; refused unless the daemon was started for them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source_fault: Option<String>,
@@ -245,9 +248,9 @@ pub struct LogLine {
 pub struct Migration {
     /// 32 hexadecimal digits, the same at both hosts.
     pub id: String,
-    /// The guest's name.
+    /// The guest's name; of a QEMU's guest `qemu:` and the path of the QMP socket at this host.
     pub guest: String,
-    /// `kvm` or `process`.
+    /// `kvm`, `process` or `qemu`.
     pub guest_kind: String,
     /// Which way.
     pub direction: Direction,

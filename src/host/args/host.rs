@@ -12,6 +12,7 @@ use crate::guest::program::Program;
 use crate::host::api::guest::StartGuest;
 use crate::host::api::migration::MigrateRequest;
 use crate::host::commands::{CommandOptions, HostCommand};
+use crate::host::daemon::routes::CheckAsked;
 use crate::host::daemon::run::ServeOptions;
 use crate::host::demo_options::{GuestKind, MAX_CHANNELS, MAX_VCPUS};
 use crate::host::quantity;
@@ -170,11 +171,14 @@ impl Start {
 
 #[derive(Debug, Args)]
 pub(super) struct Migrate {
-    /// The guest's name.
+    /// The guest's name; or qemu:PATH, with the QMP socket of a QEMU on this host.
     name: String,
     /// The destination: a host of [peers] in the host file, a host name, or an address; with or without a port.
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// For a guest of QEMU: the QMP socket of the QEMU that waits for it at the destination, started with -incoming defer.
+    #[arg(long, value_name = "qemu:PATH")]
+    incoming: Option<String>,
     /// How the memory travels. Without it: performance_option of the host file.
     #[arg(long)]
     mode: Option<TransferMode>,
@@ -226,6 +230,7 @@ impl Migrate {
             bandwidth_cap: self.bandwidth,
             wait: self.wait,
             verify: self.verify,
+            incoming: self.incoming,
             source_fault: self.source_fault,
             destination_fault: self.destination_fault,
         };
@@ -235,11 +240,14 @@ impl Migrate {
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
-    /// The guest's name.
+    /// The guest's name; or qemu:PATH, as in `migrate`.
     name: String,
     /// The destination, as in `migrate`.
     #[arg(long, value_name = "HOST")]
     to: String,
+    /// The QEMU that waits at the destination, as in `migrate`.
+    #[arg(long, value_name = "qemu:PATH")]
+    incoming: Option<String>,
     /// The mode, as in `migrate`.
     #[arg(long)]
     mode: Option<TransferMode>,
@@ -249,7 +257,8 @@ pub(super) struct Check {
 
 impl Check {
     pub(super) fn request(self) -> Request {
-        self.daemon.request(HostCommand::Check(self.name, self.to, self.mode))
+        let asked = CheckAsked { to: self.to, mode: self.mode, incoming: self.incoming };
+        self.daemon.request(HostCommand::Check(self.name, asked))
     }
 }
 

@@ -10,7 +10,6 @@ use crate::host::api::migration::{MigrateRequest, Migration, MigrationState};
 use crate::host::daemon::routes::CheckAsked;
 use crate::host::exit::Exit;
 use crate::host::view::{self, Watch};
-use crate::session::mode::TransferMode;
 
 /// How often a migration is looked at.
 const LOOK: Duration = Duration::from_millis(200);
@@ -110,11 +109,9 @@ pub(super) async fn check(
     client: &Client,
     out: &Out,
     name: &str,
-    to: &str,
-    mode: Option<TransferMode>,
+    asked: &CheckAsked,
 ) -> Result<Exit, ClientError> {
-    let asked = CheckAsked { to: to.to_owned(), mode };
-    let report: CheckReport = client.post(&format!("/v1/guests/{}/check", segment(name)), &asked).await?;
+    let report: CheckReport = client.post(&format!("/v1/guests/{}/check", segment(name)), asked).await?;
     out.show(&report, view::check_text);
     Ok(if report.ok { Exit::Completed } else { Exit::Failed })
 }

@@ -13,9 +13,9 @@ use crate::host::api::guest::StartGuest;
 use crate::host::api::host::{Done, HostInfo};
 use crate::host::api::migration::{MigrateRequest, Migration};
 use crate::host::config;
+use crate::host::daemon::routes::CheckAsked;
 use crate::host::exit::Exit;
 use crate::host::view;
-use crate::session::mode::TransferMode;
 
 /// What a command needs to know besides what it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -47,8 +47,8 @@ pub enum HostCommand {
     GuestConsole(String, bool),
     /// `migrate`: the guest, how, and whether to return at once.
     Migrate(String, Box<MigrateRequest>, bool),
-    /// `check`: the guest, where to, and by which mode.
-    Check(String, String, Option<TransferMode>),
+    /// `check`: the guest, and what is asked.
+    Check(String, CheckAsked),
     /// `status`: of one migration or all; with true until it is over.
     Status(Option<String>, bool),
     /// `cancel`.
@@ -138,7 +138,7 @@ async fn obey(client: &Client, out: &Out, command: &HostCommand) -> Result<Exit,
         HostCommand::Migrate(name, request, detach) => {
             return migrate::migrate(client, out, name, request, *detach).await;
         }
-        HostCommand::Check(name, to, mode) => return migrate::check(client, out, name, to, *mode).await,
+        HostCommand::Check(name, asked) => return migrate::check(client, out, name, asked).await,
         HostCommand::Status(Some(id), watch) => return migrate::status(client, out, id, *watch).await,
         HostCommand::Status(None, false) => {
             let all: Vec<Migration> = client.get("/v1/migrations").await?;
@@ -188,8 +188,9 @@ fn host_text(info: &HostInfo) -> String {
 async fn report(client: &Client, out: &Out, id: &str, to: Option<&Path>) -> Result<Exit, ClientError> {
     let found: Migration = client.get(&format!("/v1/migrations/{}", segment(id))).await?;
     let page = client.text(&format!("/v1/migrations/{}/report", segment(&found.id))).await?;
-    let default =
-        PathBuf::from(format!("pageferry-{}-{}.html", found.guest, &found.id[..found.id.len().min(8)]));
+    // A guest of QEMU is called by a path.
+    let guest = found.guest.replace(['/', ':'], "-");
+    let default = PathBuf::from(format!("pageferry-{guest}-{}.html", &found.id[..found.id.len().min(8)]));
     let path = to.map_or(default, Path::to_owned);
     std::fs::write(&path, page).map_err(|cause| ClientError::Write { path: path.clone(), cause })?;
     let done = Done { what: format!("{}", path.display()) };

@@ -172,7 +172,7 @@ pub(super) fn carried(channels: &[ChannelInfo]) -> Option<String> {
 pub(super) fn note_moved(active: &mut Active, moved: &Moved) {
     let migration = &mut active.migration;
     migration.mode_used = Some(moved.mode_used);
-    migration.mode_reason = Some(moved.mode_reason.clone());
+    migration.mode_reason = Some(moved.mode_reason.clone()).filter(|reason| !reason.is_empty());
     migration.rounds = moved.rounds.iter().map(round).collect();
     migration.channels = moved
         .channels
@@ -187,8 +187,10 @@ pub(super) fn note_moved(active: &mut Active, moved: &Moved) {
             lost: channel.lost,
         })
         .collect();
-    migration.memory_bytes = moved.memory_bytes;
-    migration.touched_bytes = Some(moved.touched_bytes);
+    if moved.memory_bytes > 0 {
+        migration.memory_bytes = moved.memory_bytes;
+        migration.touched_bytes = Some(moved.touched_bytes);
+    }
     migration.total_seconds = Some(moved.total_seconds);
     migration.downtime_seconds = (moved.outcome == "completed").then_some(moved.paused_seconds);
     migration.downtime_parts = moved

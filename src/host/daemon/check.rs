@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use super::outgoing::MigrateFailure;
+use super::routes::CheckAsked;
 use super::settings::Settings;
 use super::tables::Active;
 use super::{ANSWER, Daemon, now};
@@ -32,22 +33,28 @@ pub(super) struct Checked {
     pub(super) paths: Vec<PathInfo>,
 }
 
+/// Where a guest is to go, and how.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) to: &'a str,
+    /// The QEMU that waits there.
+    pub(super) incoming: Option<&'a str>,
+    pub(super) mode: TransferMode,
+}
+
 impl Daemon {
     /// The checks alone, for a person.
     ///
     /// # Errors
     /// [`MigrateFailure::Refused`] when there is no such guest.
-    pub async fn check(
-        &self,
-        name: &str,
-        to: &str,
-        mode: Option<TransferMode>,
-    ) -> Result<CheckReport, MigrateFailure> {
+    pub async fn check(&self, name: &str, asked: &CheckAsked) -> Result<CheckReport, MigrateFailure> {
+        super::qemu::check_incoming(name, asked.incoming.as_deref())?;
         let settings = self.settings();
-        let mode = mode.unwrap_or(settings.config().performance_option);
-        match self.checked("", name, to, mode, &settings).await {
+        let mode = asked.mode.unwrap_or(settings.config().performance_option);
+        let way = Way { to: &asked.to, incoming: asked.incoming.as_deref(), mode };
+        match self.checked("", name, way, &settings).await {
             Ok(checked) => Ok(CheckReport::new(checked.theirs.name, checked.checks, checked.paths)),
-            Err(MigrateFailure::Checks(checks)) => Ok(CheckReport::new(to.to_owned(), checks, Vec::new())),
+            Err(MigrateFailure::Checks(checks)) => Ok(CheckReport::new(asked.to.clone(), checks, Vec::new())),
             Err(other) => Err(other),
         }
     }
@@ -56,23 +63,13 @@ impl Daemon {
         &self,
         id: &str,
         name: &str,
-        to: &str,
-        mode: TransferMode,
+        Way { to, incoming, mode }: Way<'_>,
         settings: &Settings,
     ) -> Result<Checked, MigrateFailure> {
         let refused = |why: String| MigrateFailure::Refused(why);
-        let process = self.process(name).map_err(|error| refused(error.to_string()))?;
-        let needs = match process.request(Command::Facts, ANSWER).await {
-            Ok(Event::Needs(needs)) => needs,
-            Ok(other) => return Err(refused(format!("the guest's process answers {other:?}"))),
-            Err(error) => return Err(refused(error.to_string())),
-        };
-        let guest = GuestFacts {
-            name: name.to_owned(),
-            kind: needs.kind,
-            memory_bytes: needs.memory_bytes,
-            touched_bytes: needs.touched_bytes,
-            config: needs.config,
+        let guest = match incoming {
+            Some(incoming) => self.qemu_facts(id, name, incoming).await?,
+            None => self.guest_facts(name).await?,
         };
         let ours = self.facts(settings).await.map_err(refused)?;
         let target = reach(to, settings.config(), &ours.offers).await.map_err(|error| {
@@ -114,7 +111,11 @@ impl Daemon {
             max_outgoing: settings.config().max_migrations,
             mode,
         });
-        all.extend(answer.checks);
+        match (&guest.qemu, answer.facts.takes_qemu) {
+            // What it has against such a guest is that it does not know it.
+            (Some(_), false) => all.push(super::qemu::too_old(&answer.facts)),
+            _ => all.extend(answer.checks),
+        }
         // Ways on which nothing comes through are left out; that one of them does is a check of its own.
         let mut alive = probes.iter().map(|probe| matches!(probe, ProbeResult::Reachable { .. }));
         paths.retain(|_| alive.next().unwrap_or(false));
@@ -124,10 +125,29 @@ impl Daemon {
             active.migration.peer.clone_from(&answer.facts.name);
             active.migration.peer_address = known.dials.first().map(|dial| dial.address.to_string());
             active.migration.paths.clone_from(&paths);
+            active.migration.memory_bytes = guest.memory_bytes;
             active.migration.notes =
                 all.iter().filter(|check| check.status == CheckStatus::Note).cloned().collect();
         });
         Ok(Checked { target: known, theirs: answer.facts, guest, checks: all, paths })
+    }
+
+    /// What a guest of this host needs, as its process says.
+    async fn guest_facts(&self, name: &str) -> Result<GuestFacts, MigrateFailure> {
+        let refused = |why: String| MigrateFailure::Refused(why);
+        let process = self.process(name).map_err(|error| refused(error.to_string()))?;
+        match process.request(Command::Facts, ANSWER).await {
+            Ok(Event::Needs(needs)) => Ok(GuestFacts {
+                name: name.to_owned(),
+                kind: needs.kind,
+                memory_bytes: needs.memory_bytes,
+                touched_bytes: needs.touched_bytes,
+                config: needs.config,
+                qemu: None,
+            }),
+            Ok(other) => Err(refused(format!("the guest's process answers {other:?}"))),
+            Err(error) => Err(refused(error.to_string())),
+        }
     }
 
     /// Slots that another migration than this one could have.
@@ -139,7 +159,7 @@ impl Daemon {
     }
 }
 
-fn failed(name: &str, finding: String, advice: &str) -> Check {
+pub(super) fn failed(name: &str, finding: String, advice: &str) -> Check {
     Check { name: name.into(), status: CheckStatus::Failed, finding, advice: Some(advice.into()) }
 }
 

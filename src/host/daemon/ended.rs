@@ -21,6 +21,10 @@ impl Watch {
             return;
         };
         let id = self.migration();
+        if let Some(qemu) = self.qemu() {
+            self.qemu_ended(&qemu, state, id).await;
+            return self.daemon.rebalance().await;
+        }
         match (state, id) {
             (GuestState::Moving | GuestState::InDoubt, Some(id)) => self.source_died(&id).await,
             (GuestState::Arriving, Some(id)) => self.destination_died(&id).await,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::store::GuestRecord;
+use super::store::{GuestRecord, QemuRecord};
 use super::tables::Guest;
 use super::{ANSWER, Daemon, now, watch};
 use crate::dirty::TrackerKind;
@@ -58,7 +58,7 @@ impl Daemon {
             seen: None,
             note: None,
         };
-        let attached = self.new_process(info, 0).await?;
+        let attached = self.new_process(info, 0, None).await?;
         let name = asked.name.as_str();
         watch::watch(self, name, attached);
         let process = self.process(name)?;
@@ -79,10 +79,15 @@ impl Daemon {
     }
 
     /// Takes a name and starts a process for it.
-    pub(super) async fn new_process(&self, info: GuestInfo, promised: u64) -> Result<Attached, GuestFailure> {
+    pub(super) async fn new_process(
+        &self,
+        info: GuestInfo,
+        promised: u64,
+        qemu: Option<QemuRecord>,
+    ) -> Result<Attached, GuestFailure> {
         let name = info.name.clone();
         let instance = self.new_instance();
-        let record = GuestRecord { instance: instance.clone(), info, promised_bytes: promised };
+        let record = GuestRecord { instance: instance.clone(), info, promised_bytes: promised, qemu };
         {
             let mut tables = self.tables();
             if let Some(there) = tables.guests.get(&name) {
@@ -93,16 +98,21 @@ impl Daemon {
                 .map_err(|error| GuestFailure::Store(crate::engine::chain(&error)))?;
             tables.guests.insert(name.clone(), Guest { record, process: None, stopping: false });
         }
-        let options = SpawnOptions {
-            socket: self.store.socket(&instance),
-            journal: self.store.journal(),
-            log: self.store.log(&instance),
-        };
-        let spawned = GuestProcess::spawn(&options).await;
+        let spawned = self.spawn_process(&instance).await;
         if spawned.is_err() {
             self.remove_guest(&name);
         }
         Ok(spawned?)
+    }
+
+    /// Starts a process for a guest that is in the tables.
+    pub(super) async fn spawn_process(&self, instance: &str) -> Result<Attached, GuestProcessError> {
+        let options = SpawnOptions {
+            socket: self.store.socket(instance),
+            journal: self.store.journal(),
+            log: self.store.log(instance),
+        };
+        GuestProcess::spawn(&options).await
     }
 
     /// Why a name cannot be taken by a guest that arrives.

@@ -14,7 +14,7 @@ use crate::host::api::guest::{GuestInfo, GuestState};
 use crate::host::api::migration::{Direction, LogLine, Migration, MigrationState};
 use crate::host::guest_process::GuestProcess;
 use crate::host::hex;
-use crate::host::holder::protocol::{Agreed, Command, Event, ListenAt, ReceiveSpec};
+use crate::host::holder::protocol::{Agreed, Command, Event, ListenAt, QemuEnd, ReceiveSpec};
 use crate::host::network::probe::EchoService;
 use crate::host::peer::client::{Dial, PeerTarget};
 use crate::host::peer::messages::{
@@ -61,7 +61,7 @@ impl Daemon {
         proved(caller, &asked.source)?;
         let settings = self.settings();
         let facts = self.facts(&settings).await?;
-        let checks = self.destination_checks(asked, &facts);
+        let checks = self.destination_checks(asked, &facts).await;
         let token = crate::engine::draw::<16>().map_err(|error| error.to_string())?;
         let echo = EchoService::start(&facts.offers, settings.config().migration_ports, token);
         let at = echo.ports().iter().map(|(ip, port)| SocketAddr::new(*ip, *port)).collect();
@@ -69,7 +69,10 @@ impl Daemon {
         Ok(CheckAnswer { facts, checks, echo: at, echo_token: hex::encode(&token) })
     }
 
-    fn destination_checks(&self, asked: &CheckRequest, facts: &HostFacts) -> Vec<Check> {
+    async fn destination_checks(&self, asked: &CheckRequest, facts: &HostFacts) -> Vec<Check> {
+        if let Some(theirs) = &asked.guest.qemu {
+            return self.qemu_checks(&asked.guest, theirs, facts, asked.mode).await;
+        }
         let name =
             guests::check_name(&asked.guest.name).err().or_else(|| self.name_in_use(&asked.guest.name));
         checks::at_destination(&asked.guest, facts, name.as_deref(), asked.mode == TransferMode::Rdma)
@@ -91,7 +94,7 @@ impl Daemon {
         }
         let settings = self.settings();
         let facts = self.facts(&settings).await?;
-        let mut failed = self.destination_checks(&asked.check, &facts);
+        let mut failed = self.destination_checks(&asked.check, &facts).await;
         failed.retain(|check| check.status == CheckStatus::Failed);
         // A slot that is taken becomes free; whoever waits for one asks again.
         if failed.iter().any(|check| check.name != "slots") {
@@ -183,8 +186,11 @@ impl Daemon {
             seen: None,
             note: None,
         };
+        let qemu = super::qemu::record_of(guest);
+        // The memory of a QEMU that waits is its own.
+        let promised = if qemu.is_some() { 0 } else { guest.touched_bytes };
         let (process, events) =
-            self.new_process(info, guest.touched_bytes).await.map_err(|error| error.to_string())?;
+            self.new_process(info, promised, qemu.clone()).await.map_err(|error| error.to_string())?;
         let secret = crate::engine::draw::<32>().map_err(|error| error.to_string())?;
         let (first, last) = config.migration_ports;
         let answering = listen.iter().map(|at| SocketAddr::new(at.address, first)).collect();
@@ -203,6 +209,7 @@ impl Daemon {
             rdma: config.rdma,
             digest_ram: asked.verify,
             fault: asked.fault.clone(),
+            qemu: qemu.map(|qemu| QemuEnd { qmp: qemu.qmp }),
         };
         let received = process.request(Command::Receive(receive), ANSWER).await;
         if received.is_err() {
@@ -285,7 +292,7 @@ impl Daemon {
         let Ok(mut migration) = self.history.find(id) else { return };
         let lost = match (migration.direction, migration.state) {
             // It had come to its destination, and was gone before that host had noted it.
-            (Direction::Outgoing, MigrationState::Completed) => true,
+            (Direction::Outgoing, MigrationState::Completed) => migration.guest_kind != super::qemu::KIND,
             (Direction::Incoming, MigrationState::RolledBack) => gone.lost,
             _ => false,
         };

@@ -4,6 +4,7 @@
 //! - [`outgoing`] takes a migration from the request, by the checks ([`check`]), to the guest's process; [`incoming`] makes the
 //!   place for one.
 //! - [`watch`] listens to a guest's process for as long as it lives, [`ended`] decides what its end means.
+//! - `qemu` does the same for guests that a QEMU has, which is asked where the guest is.
 //! - [`recover`] finds everything again after a restart.
 //! - [`tables`] is what it has in mind, [`store`] what is on disk; [`share`] divides the bandwidth.
 
@@ -14,6 +15,7 @@ pub mod guests;
 pub mod incoming;
 pub mod outgoing;
 pub mod peer_routes;
+mod qemu;
 pub mod recover;
 pub mod routes;
 pub mod run;

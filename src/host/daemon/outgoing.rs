@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::check::Checked;
+use super::check::{Checked, Way};
 use super::settings::Settings;
 use super::share::Sending;
 use super::tables::Active;
@@ -72,11 +72,13 @@ impl Daemon {
         if (request.source_fault.is_some() || request.destination_fault.is_some()) && !self.faults_allowed {
             return refused("faults are injected only by a daemon that was started for tests".into());
         }
+        super::qemu::check_request(name, &request)?;
         let drawn =
             crate::engine::draw::<16>().map_err(|error| MigrateFailure::Refused(error.to_string()))?;
         let id = hex::encode(&drawn);
         let settings = self.settings();
         let mut tables = self.tables();
+        self.attach_qemu(&mut tables, name)?;
         let Some(guest) = tables.guests.get(name) else {
             return refused(super::guests::GuestFailure::Unknown(name.to_owned()).to_string());
         };
@@ -139,6 +141,9 @@ impl Daemon {
                             guest.record.info.state = GuestState::Running;
                         }
                     });
+                    if crate::host::qemu::is_qemu(name) {
+                        return self.detach_qemu(name, id, &failure.to_string()).await;
+                    }
                     return self.finish(id, MigrationState::RolledBack, Some(failure.to_string()));
                 }
             }
@@ -179,7 +184,8 @@ impl Daemon {
         self.wait_for_slot(id, request.wait).await?;
         self.note(id, None);
         let mode = request.mode.unwrap_or(settings.config().performance_option);
-        let checked = self.checked(id, name, &request.to, mode, settings).await?;
+        let way = Way { to: &request.to, incoming: request.incoming.as_deref(), mode };
+        let checked = self.checked(id, name, way, settings).await?;
         let failed: Vec<&Check> =
             checked.checks.iter().filter(|check| check.status == CheckStatus::Failed).collect();
         if let [only] = failed[..]
@@ -199,13 +205,16 @@ impl Daemon {
 
     /// Tells the guest's process. From then on only that process can end it.
     async fn start_moving(
-        &self,
+        self: &Arc<Self>,
         id: &str,
         name: &str,
         checked: &Checked,
         spec: MoveSpec,
     ) -> Result<(), MigrateFailure> {
         let refused = |why: String| MigrateFailure::Refused(why);
+        if spec.qemu.is_some() {
+            self.start_for_qemu(name).await.map_err(|error| refused(error.to_string()))?;
+        }
         let process = self.process(name).map_err(|error| refused(error.to_string()))?;
         if spec.requires_encryption && !process.hello().encrypts {
             // It would skip the word, and send in plain.
@@ -348,6 +357,7 @@ impl Daemon {
             rdma: config.rdma,
             digest_ram: request.verify,
             fault: request.source_fault.clone(),
+            qemu: self.qemu_end(name),
         })
     }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use super::store::StoreError;
-use super::tables::{Active, Guest};
-use super::{Daemon, watch};
+use super::store::{GuestRecord, StoreError};
+use super::tables::{Active, Guest, Tables};
+use super::{ANSWER, Daemon, watch};
 use crate::engine::journal::SourceEntry;
 use crate::host::api::migration::{Direction, MigrationState};
-use crate::host::guest_process::GuestProcess;
+use crate::host::guest_process::{Attached, GuestProcess};
+use crate::host::holder::protocol::Command;
 
 /// Takes up what an earlier daemon left. What has to be asked of other hosts goes on by itself.
 ///
@@ -26,6 +27,9 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
             tables.migrations.insert(active.migration.id.clone(), active);
         }
         for record in &guests {
+            if is_over(record, &tables) {
+                continue;
+            }
             let guest = Guest { record: record.clone(), process: None, stopping: false };
             tables.guests.insert(record.info.name.clone(), guest);
         }
@@ -34,7 +38,13 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
     for record in guests {
         let name = &record.info.name;
         taking_part.extend(record.info.migration.clone());
-        match GuestProcess::attach(&daemon.store.socket(&record.instance)).await {
+        let attached = GuestProcess::attach(&daemon.store.socket(&record.instance)).await;
+        let is_known = |guest: &Guest| guest.record.instance == record.instance;
+        if !daemon.tables().guests.get(name).is_some_and(is_known) {
+            forget(daemon, &record, attached.ok()).await;
+            continue;
+        }
+        match attached {
             Ok(attached) => {
                 tracing::info!("guest {name}: its process {} is found again", attached.0.pid());
                 watch::watch_again(daemon, name, attached);
@@ -51,6 +61,19 @@ pub async fn recover(daemon: &Arc<Daemon>) -> Result<(), StoreError> {
         }
     }
     Ok(())
+}
+
+/// Whether it is the guest of a QEMU whose migration is over: the crash came before it was forgotten.
+fn is_over(record: &GuestRecord, tables: &Tables) -> bool {
+    let migration = record.info.migration.as_ref();
+    record.qemu.is_some() && migration.is_none_or(|id| !tables.migrations.contains_key(id))
+}
+
+async fn forget(daemon: &Daemon, record: &GuestRecord, attached: Option<Attached>) {
+    if let Some((process, _)) = attached {
+        let _ = process.request(Command::Acknowledge, ANSWER).await;
+    }
+    daemon.wrote(daemon.store.remove_guest(record));
 }
 
 /// A migration whose guest this host does not know: the crash came between two writes.

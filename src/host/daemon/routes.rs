@@ -183,7 +183,7 @@ async fn migrate(
 }
 
 /// What is to be checked.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct CheckAsked {
     /// The destination, as in a migration.
@@ -192,6 +192,9 @@ pub struct CheckAsked {
     #[serde(default)]
     #[schema(value_type = Option<String>)]
     pub mode: Option<TransferMode>,
+    /// The QEMU that waits at the destination, as in a migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incoming: Option<String>,
 }
 
 /// Does the checks of a migration, and nothing else.
@@ -203,7 +206,7 @@ async fn check(
     asked: Asked<CheckAsked>,
 ) -> Answer<CheckReport> {
     let Json(asked) = asked?;
-    Ok(Json(daemon.check(&name, &asked.to, asked.mode).await?))
+    Ok(Json(daemon.check(&name, &asked).await?))
 }
 
 /// Every migration that is not over.

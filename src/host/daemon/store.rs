@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `daemon.lock`, `daemon.pid` | one daemon at a time |
 //! | `journal/` | the right to run a guest ([`crate::engine::journal`]); shared with the processes that hold guests |
-//! | `guests/NAME.json` | a guest of this host |
+//! | `guests/NAME.json` | a guest of this host; `guests/qemu+INSTANCE.json` one of QEMU, while it moves |
 //! | `migrations/ID.json` | a migration that is not over |
 //! | `history/` | those that are |
 //! | `run/INSTANCE.sock` | where the process that holds a guest obeys |
@@ -61,6 +61,18 @@ pub struct GuestRecord {
     /// Memory in use that was promised to it while it is on its way here, in bytes.
     #[serde(default)]
     pub promised_bytes: u64,
+    /// The QEMU that has it, or waits for it; nothing where the process itself holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<QemuRecord>,
+}
+
+/// A QEMU that takes part in a migration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuRecord {
+    /// Its QMP socket.
+    pub qmp: PathBuf,
+    /// Whether the guest ran when it was looked at before the migration.
+    pub runs: bool,
 }
 
 /// A migration as it is kept while it is not over.
@@ -138,7 +150,12 @@ impl Store {
         self.root.join("log").join(format!("{instance}.log"))
     }
 
-    fn guest(&self, name: &str) -> PathBuf {
+    fn guest(&self, record: &GuestRecord) -> PathBuf {
+        // A QEMU's guest has no name that a file could have. No other one has a plus sign in its name.
+        let name = match record.qemu {
+            None => record.info.name.clone(),
+            Some(_) => format!("qemu+{}", record.instance),
+        };
         self.root.join("guests").join(format!("{name}.json"))
     }
 
@@ -172,7 +189,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::File`].
     pub fn put_guest(&self, record: &GuestRecord) -> Result<(), StoreError> {
-        put(self.guest(&record.info.name), record)
+        put(self.guest(record), record)
     }
 
     /// Keeps a migration.
@@ -190,7 +207,7 @@ impl Store {
     pub fn remove_guest(&self, record: &GuestRecord) -> Result<(), StoreError> {
         // A process that was killed leaves its socket. Its log stays for whoever wants to know why it ended.
         let _ = fs::remove_file(self.socket(&record.instance));
-        remove(self.guest(&record.info.name))
+        remove(self.guest(record))
     }
 
     /// Removes the logs of processes that are no guest's any more, once nobody will ask for them.

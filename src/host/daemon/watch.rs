@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::broadcast::error::RecvError;
 
 use super::account::{note_moved, note_progress};
+use super::store::QemuRecord;
 use super::tables::Guest;
 use super::{ANSWER, Daemon, now};
 use crate::engine::source::MigrationId;
@@ -137,7 +138,12 @@ impl Watch {
         self.daemon.with_guest(&self.name, change).flatten()
     }
 
-    fn is_of(&self, guest: &Guest) -> bool {
+    /// The QEMU whose guest it is, where it is one's.
+    pub(super) fn qemu(&self) -> Option<QemuRecord> {
+        self.with_guest(|guest| guest.record.qemu.clone()).flatten()
+    }
+
+    pub(super) fn is_of(&self, guest: &Guest) -> bool {
         guest.record.instance == self.instance
     }
 
@@ -210,6 +216,10 @@ impl Watch {
                 self.with_guest(|guest| guest.stopping = true);
                 let _ = process.request(Command::Stop, ANSWER).await;
             }
+            // Started for the guest of a QEMU by a daemon that was killed before it said which.
+            (Doing::Nothing, Some(GuestState::Running)) => {
+                let _ = process.request(Command::Stop, ANSWER).await;
+            }
             // Its migration is over, and only the process does not know that this is known.
             (Doing::Nothing, Some(GuestState::Moving | GuestState::InDoubt)) => {
                 self.with_guest(|guest| guest.stopping = true);
@@ -272,6 +282,13 @@ impl Watch {
         match moved.outcome.as_str() {
             "completed" => self.has_left(process, &id).await,
             "rolled_back" => self.stays(process, &id, moved.cause.clone()).await,
+            // The process holds nothing. When it has ended both QEMUs are asked.
+            _ if self.qemu().is_some() => {
+                let cause = moved.cause.clone().unwrap_or_default();
+                self.daemon.say(&id, format!("it is being found out where the guest is: {cause}"));
+                self.daemon.with_migration(&id, true, |active| active.migration.cause = Some(cause));
+                let _ = process.request(Command::Acknowledge, ANSWER).await;
+            }
             _ => {
                 self.daemon.with_migration(&id, true, |active| {
                     active.migration.state = MigrationState::InDoubt;
@@ -303,6 +320,10 @@ impl Watch {
 
     /// The guest is the other host's. The name is free before the end is told; the process has nothing, and ends.
     pub(super) fn handed_over(&self, id: &str) {
+        if self.qemu().is_some() {
+            // Where it is was found out.
+            return self.qemu_is_over(id, MigrationState::Completed, None);
+        }
         self.remove();
         let gone = self.daemon.with_migration(id, false, |active| {
             active.migration.cause = None;
@@ -345,6 +366,12 @@ impl Watch {
     }
 
     async fn stays(&self, process: &GuestProcess, id: &str, cause: Option<String>) {
+        if self.qemu().is_some() {
+            self.daemon.keep_telling_gone(id, cause.as_deref());
+            self.qemu_is_over(id, MigrationState::RolledBack, cause);
+            let _ = process.request(Command::Acknowledge, ANSWER).await;
+            return;
+        }
         self.is(GuestState::Running, None);
         let cause = match cause {
             Some(cause) if cause.ends_with(NEVER_STARTED) => Some(self.with_their_reason(id, cause).await),
@@ -371,7 +398,7 @@ impl Watch {
     }
 
     /// What the other host knows of a migration; nothing where it has told, or does not answer.
-    async fn ask_peer(&self, id: &str) -> Option<MigrationAnswer> {
+    pub(super) async fn ask_peer(&self, id: &str) -> Option<MigrationAnswer> {
         let peer = self
             .daemon
             .with_migration(id, false, |active| active.peer.clone().filter(|_| active.peer_gone.is_none()));
@@ -387,11 +414,18 @@ impl Watch {
         if let Some(id) = &id {
             self.daemon.with_migration(id, false, |active| {
                 let migration = &mut active.migration;
-                migration.downtime_seconds = arrived.running.then_some(arrived.downtime_seconds);
+                // Only the source knows when its QEMU stopped the guest.
+                let known = arrived.running && migration.guest_kind != super::qemu::KIND;
+                migration.downtime_seconds = known.then_some(arrived.downtime_seconds);
                 migration.cpu_seconds = Some(arrived.cpu_seconds);
                 migration.ram_digest = arrived.ram.as_ref().map(|ram| ram.digest.clone());
                 migration.warnings.clone_from(&arrived.warnings);
             });
+        }
+        if let (Some(_), Some(id)) = (self.qemu(), &id) {
+            self.qemu_arrived(id, arrived);
+            let _ = process.request(Command::Acknowledge, ANSWER).await;
+            return;
         }
         if arrived.running {
             self.is(GuestState::Running, None);

@@ -23,7 +23,7 @@ pub(super) fn move_progress(progress: &observe::Progress) -> MoveProgress {
     }
 }
 
-fn move_link(link: &observe::LinkSeen) -> MoveLink {
+pub(super) fn move_link(link: &observe::LinkSeen) -> MoveLink {
     MoveLink {
         interface: link.interface.clone(),
         channels: link.channels,
@@ -111,6 +111,7 @@ pub(super) fn arrived(report: DestinationReport) -> Arrived {
     Arrived {
         running,
         cause,
+        in_doubt: false,
         downtime_seconds: report.downtime.as_secs_f64(),
         cpu_seconds: report.cpu.as_secs_f64(),
         ram: report.ram.as_ref().map(ram),

@@ -3,6 +3,7 @@
 mod convert;
 mod outlet;
 pub mod protocol;
+mod qemu;
 mod work;
 
 use std::io::{BufRead as _, BufReader};
@@ -226,8 +227,14 @@ impl Holder {
     fn obey(self: &Arc<Self>, client: Client, id: Option<u64>, command: Command) {
         let done = match command {
             Command::Start(spec) => self.start(&spec),
-            Command::Receive(spec) => self.receive(&spec),
-            Command::Move(spec) => self.migrate(&spec),
+            Command::Receive(spec) => match &spec.qemu {
+                None => self.receive(&spec),
+                Some(qemu) => self.receive_qemu(&spec, qemu),
+            },
+            Command::Move(spec) => match &spec.qemu {
+                None => self.migrate(&spec),
+                Some(qemu) => self.migrate_qemu(&spec, qemu),
+            },
             Command::Cancel => {
                 if let Some(busy) = &*lock(&self.busy) {
                     busy.handles.cancel.cancel();

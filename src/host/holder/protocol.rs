@@ -7,6 +7,7 @@ mod ended;
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
@@ -127,6 +128,16 @@ pub struct MoveSpec {
     /// What is to go wrong, for tests.
     #[serde(default)]
     pub fault: Option<String>,
+    /// The QEMU that has the guest; the process' own guest otherwise.
+    #[serde(default)]
+    pub qemu: Option<QemuEnd>,
+}
+
+/// A QEMU that takes part.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QemuEnd {
+    /// Its QMP socket.
+    pub qmp: PathBuf,
 }
 
 /// How a guest is to be received.
@@ -159,6 +170,9 @@ pub struct ReceiveSpec {
     /// What is to go wrong, for tests.
     #[serde(default)]
     pub fault: Option<String>,
+    /// The QEMU that waits for the guest; a guest of the process' own is made otherwise.
+    #[serde(default)]
+    pub qemu: Option<QemuEnd>,
 }
 
 /// An address to listen at.

@@ -23,6 +23,7 @@ use crate::migration::convergence::Limits;
 use crate::migration::handover::{Arrival, Outcome};
 use crate::migration::source::Patience;
 use crate::session::caps::RateCaps;
+use crate::session::control::ControlOptions;
 use crate::session::mode::TransferMode;
 use crate::session::path::{InterfaceName, Path};
 use crate::session::trust::{PeerTrust, TlsFiles, TlsIdentity, Trust};
@@ -113,7 +114,7 @@ impl Holder {
         })
     }
 
-    fn not_busy(&self) -> Result<(), String> {
+    pub(super) fn not_busy(&self) -> Result<(), String> {
         let mut busy = lock(&self.busy);
         if let Some(ended) = busy.take_if(|busy| busy.thread.is_finished()) {
             let _ = ended.thread.join();
@@ -121,7 +122,7 @@ impl Holder {
         if busy.is_some() { Err("a guest is being moved or awaited here".into()) } else { Ok(()) }
     }
 
-    fn faults(&self, asked: Option<&String>) -> Result<FaultPlan, String> {
+    pub(super) fn faults(&self, asked: Option<&String>) -> Result<FaultPlan, String> {
         match asked {
             Some(text) => text.parse().map_err(|error: crate::engine::fault::FaultPlanError| chain(&error)),
             None => Ok(std::mem::take(&mut *lock(&self.faults))),
@@ -131,7 +132,7 @@ impl Holder {
     pub(super) fn receive(self: &Arc<Self>, spec: &ReceiveSpec) -> Result<Event, String> {
         self.not_busy()?;
         let agreement = Agreement::of(spec.agreed.as_ref())?;
-        let endpoint = self.endpoint_for(spec, &agreement)?;
+        let endpoint = self.endpoint_for(spec, &agreement, ControlOptions::default())?;
         let addresses = endpoint.local_addresses();
         let (cancel, signal) = cancel_pair();
         let isolated = spec.listen.iter().filter(|at| at.isolated).map(|at| at.address).collect();
@@ -187,14 +188,19 @@ impl Holder {
         self.told_arrived(arrived(report));
     }
 
-    fn told_arrived(&self, arrived: super::protocol::Arrived) {
+    pub(super) fn told_arrived(&self, arrived: super::protocol::Arrived) {
         let arrived = Box::new(arrived);
         self.state().arrived = Some(arrived.clone());
         self.outlet.emit(Event::Arrived(arrived));
     }
 
     /// The endpoint that listens from the start, or a new one on a free port of the range.
-    fn endpoint_for(&self, spec: &ReceiveSpec, agreement: &Agreement) -> Result<Arc<Endpoint>, String> {
+    pub(super) fn endpoint_for(
+        &self,
+        spec: &ReceiveSpec,
+        agreement: &Agreement,
+        control: ControlOptions,
+    ) -> Result<Arc<Endpoint>, String> {
         let mut standing = lock(&self.endpoint);
         if spec.listen.is_empty() {
             return standing.clone().ok_or_else(|| "it is not said where to listen".into());
@@ -203,7 +209,8 @@ impl Holder {
         let mut why = None;
         for port in first..=last {
             let on = spec.listen.iter().map(|at| listen_on(at, port)).collect::<Result<Vec<_>, _>>()?;
-            let options = ListenerOptions { trust: agreement.trust.clone(), ..ListenerOptions::default() };
+            let trust = agreement.trust.clone();
+            let options = ListenerOptions { trust, control, ..ListenerOptions::default() };
             match Endpoint::bind_on(&on, options, self.journal.clone()) {
                 Ok(endpoint) => return Ok(standing.insert(Arc::new(endpoint)).clone()),
                 Err(error) => why = Some(chain(&error)),
@@ -320,7 +327,7 @@ impl Holder {
         self.outlet.emit(Event::Settled { here });
     }
 
-    fn spawn(&self, handles: Handles, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
+    pub(super) fn spawn(&self, handles: Handles, work: impl FnOnce() + Send + 'static) -> Result<(), String> {
         // Held while it starts, so that its end cannot be looked for before it is there.
         let mut busy = lock(&self.busy);
         let thread = std::thread::Builder::new()
@@ -333,7 +340,7 @@ impl Holder {
 }
 
 /// Keeps the port of an arrival that is over for a source that asks again. The guest may move on meanwhile.
-fn linger(holder: &Holder, endpoint: Arc<Endpoint>) {
+pub(super) fn linger(holder: &Holder, endpoint: Arc<Endpoint>) {
     lock(&holder.endpoint).take_if(|standing| Arc::ptr_eq(standing, &endpoint));
     let lingering = std::thread::Builder::new().name("pf-afterwards".into()).spawn(move || {
         std::thread::sleep(AFTERWARDS);
@@ -345,13 +352,13 @@ fn linger(holder: &Holder, endpoint: Arc<Endpoint>) {
 }
 
 /// What two daemons agreed on, in the engine's terms.
-struct Agreement {
-    admission: Option<Admission>,
-    trust: Trust,
+pub(super) struct Agreement {
+    pub(super) admission: Option<Admission>,
+    pub(super) trust: Trust,
 }
 
 impl Agreement {
-    fn of(agreed: Option<&Agreed>) -> Result<Self, String> {
+    pub(super) fn of(agreed: Option<&Agreed>) -> Result<Self, String> {
         let Some(agreed) = agreed else { return Ok(Self { admission: None, trust: Trust::Insecure }) };
         let migration = hex::decode(&agreed.migration)
             .map(MigrationId)
@@ -369,7 +376,7 @@ fn trust(files: &TlsFiles) -> Result<Trust, String> {
 }
 
 /// This host's devices, where the mode asks for them.
-fn rdma(spec: &MoveSpec) -> Option<RdmaSupport> {
+pub(super) fn rdma(spec: &MoveSpec) -> Option<RdmaSupport> {
     let wanted = matches!(spec.mode, TransferMode::Rdma | TransferMode::Auto);
     wanted.then(|| RdmaSupport::of_this_host_with(&spec.rdma))
 }
@@ -379,7 +386,7 @@ fn interface(name: Option<&String>) -> Result<Option<InterfaceName>, String> {
         .transpose()
 }
 
-fn path(path: &super::protocol::MovePath) -> Result<Path, String> {
+pub(super) fn path(path: &super::protocol::MovePath) -> Result<Path, String> {
     let interface = interface(path.interface.as_ref())?;
     Ok(Path { source: path.source, destination: path.destination, interface })
 }

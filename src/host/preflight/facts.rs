@@ -91,6 +91,7 @@ pub fn gather(known: Known, sources: &Sources) -> Result<HostFacts, FactsError> 
         insecure: known.insecure,
         requires_encryption: known.requires_encryption,
         takes_encrypted: !known.insecure,
+        takes_qemu: true,
     })
 }
 

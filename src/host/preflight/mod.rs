@@ -72,6 +72,9 @@ pub struct HostFacts {
     /// Whether it takes memory that is encrypted: it has certificates, and a release that knows how.
     #[serde(default)]
     pub takes_encrypted: bool,
+    /// Whether it takes guests of QEMU in.
+    #[serde(default)]
+    pub takes_qemu: bool,
 }
 
 /// What hosts of a release without RDMA say of it.
@@ -85,7 +88,7 @@ fn not_said() -> Option<String> {
 pub struct GuestFacts {
     /// Its name.
     pub name: String,
-    /// `kvm` or `process`.
+    /// `kvm`, `process` or `qemu`.
     pub kind: String,
     /// RAM in bytes.
     pub memory_bytes: u64,
@@ -93,4 +96,8 @@ pub struct GuestFacts {
     pub touched_bytes: u64,
     /// Its configuration as the destination's adapter reads it, in hexadecimal digits.
     pub config: String,
+    /// The QEMU that has it, for a guest of kind `qemu`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub qemu: Option<crate::host::qemu::QemuFacts>,
 }

@@ -11,8 +11,9 @@ use crossbeam_channel::unbounded;
 
 use self::options::{Common, DestinationOptions, RelayRequest, SourceOptions};
 use self::result::RelayResult;
-use crate::engine::cancel::{CancelSignal, cancel_pair};
+use crate::engine::cancel::{CancelSignal, PeerGoneSignal, cancel_pair};
 use crate::engine::chain;
+use crate::engine::fault::FaultPlan;
 use crate::engine::relay::destination::{DestinationRelayOptions, Waiting, take};
 use crate::engine::relay::source::{SourceRelayOptions, send};
 use crate::engine::relay::{RelayError, RelayOutcome, RelayProgress, RelayReport};
@@ -23,14 +24,16 @@ use crate::host::progress::{Progress, ProgressState};
 use crate::host::{hex, logging};
 use crate::session::caps::RateCaps;
 use crate::session::trust::{PeerTrust, TlsError, TlsFiles, TlsIdentity, Trust};
-use crate::session::{ControlOptions, Listener, ListenerEvent, ListenerOptions, SessionError, admits};
+use crate::session::{
+    ControlOptions, Encryption, Listener, ListenerEvent, ListenerOptions, SessionError, admits,
+};
 use crate::units::PAGE_SIZE;
 
 /// How long to go on without any data channel.
-const REOPEN_WITHIN: Duration = Duration::from_secs(10);
+pub(in crate::host) const REOPEN_WITHIN: Duration = Duration::from_secs(10);
 
 /// A control link that is lost is made again within 10 s or not at all: the guest runs meanwhile, or waits for its last pages.
-fn control() -> ControlOptions {
+pub(in crate::host) fn control() -> ControlOptions {
     ControlOptions { give_up_after: Duration::from_secs(10), ..ControlOptions::default() }
 }
 
@@ -114,10 +117,14 @@ fn source(options: &SourceOptions) -> Result<RelayReport, RelayCommandError> {
         paths: options.paths.clone(),
         channels: options.channels,
         mode: options.mode,
+        rdma: None,
+        encryption: Encryption::default(),
         rate_caps: RateCaps::new(options.max_bandwidth),
         control: control(),
         reopen_within: REOPEN_WITHIN,
         cancel: interrupted()?,
+        peer_gone: PeerGoneSignal::default(),
+        faults: FaultPlan::default(),
     };
     let mut progress = Progress::on_stderr(common.json, common.verbose);
     let mut rate = Rate::default();
@@ -126,15 +133,16 @@ fn source(options: &SourceOptions) -> Result<RelayReport, RelayCommandError> {
     Ok(report)
 }
 
-/// What a person sees of a relay under way.
+/// How fast pages are placed, as a person reads it.
 #[derive(Default)]
-struct Rate {
+pub(in crate::host) struct Rate {
     last: Option<(Duration, u64)>,
     bytes_per_second: Option<u64>,
 }
 
 impl Rate {
-    fn state(&mut self, seen: &RelayProgress, mode: crate::session::TransferMode) -> ProgressState {
+    /// Bytes of guest memory a second; `None` while that is not known yet.
+    pub(in crate::host) fn update(&mut self, seen: &RelayProgress) -> Option<u64> {
         let (before, bytes) = *self.last.get_or_insert((seen.elapsed, seen.placed_pages * PAGE_SIZE));
         let over = seen.elapsed.saturating_sub(before);
         if over >= Duration::from_millis(500) {
@@ -143,13 +151,18 @@ impl Rate {
             self.bytes_per_second = Some(rate as u64);
             self.last = Some((seen.elapsed, now));
         }
+        self.bytes_per_second
+    }
+
+    fn state(&mut self, seen: &RelayProgress, mode: crate::session::TransferMode) -> ProgressState {
+        let rate_bytes_per_second = self.update(seen);
         let none = seen.none_for.map(|none| format!("no data channel for {} s", none.as_secs()));
         ProgressState {
             phase: format!("QEMU {}", seen.qemu.status),
             mode: Some(mode.name().into()),
             interfaces: Vec::new(),
             round: u32::try_from(seen.qemu.rounds).ok().map(crate::units::RoundId),
-            rate_bytes_per_second: self.bytes_per_second,
+            rate_bytes_per_second,
             remaining_bytes: Some(seen.qemu.remaining_bytes),
             expected_downtime: None,
             note: none,
@@ -162,6 +175,7 @@ fn destination(options: &DestinationOptions) -> Result<RelayReport, RelayCommand
     let secret = secret(common.secret_file.as_deref())?;
     let trust = trust(common.tls.as_ref())?;
     let cancel = interrupted()?;
+    let takes_tls = !trust.is_insecure();
     let listening = ListenerOptions { trust, control: control(), ..ListenerOptions::default() };
     let link_timeout = listening.control.link_timeout;
     let relay = DestinationRelayOptions {
@@ -169,7 +183,11 @@ fn destination(options: &DestinationOptions) -> Result<RelayReport, RelayCommand
         socket: common.socket.clone(),
         placement: !common.whole_packets,
         link_timeout,
+        rdma: None,
+        encryption: Encryption::default(),
+        takes_tls,
         cancel: cancel.clone(),
+        faults: FaultPlan::default(),
     };
     let waiting = Waiting::connect(&relay)?;
     let (sender, incoming) = unbounded();

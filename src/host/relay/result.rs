@@ -106,7 +106,10 @@ impl RelayResult {
             }
         }
         if source {
-            line(format_args!("  mode       {} ({})", self.mode_used, self.mode_reason));
+            // None was chosen where it failed before.
+            if !self.mode_reason.is_empty() {
+                line(format_args!("  mode       {} ({})", self.mode_used, self.mode_reason));
+            }
             let downtime =
                 self.downtime_seconds.map(|seconds| format!(", downtime {:.0} ms", seconds * 1000.0));
             line(format_args!("  time       {:.2} s{}", self.total_seconds, downtime.unwrap_or_default()));

@@ -115,6 +115,7 @@ fn guest(migration: &Migration) -> String {
     let kind = match migration.guest_kind.as_str() {
         "kvm" => "a KVM guest".to_owned(),
         "process" => "a process's memory".to_owned(),
+        "qemu" => "a guest of QEMU".to_owned(),
         other => format!("a {} guest", clean(other)),
     };
     let used = migration.touched_bytes.map(|bytes| format!(", {} of it in use", Bytes(bytes)));

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::{DestinationRelayOptions, Opened};
 use crate::engine::chain;
+use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::relay::streams::Event;
 use crate::engine::relay::{RelayError, RelayOutcome};
 use crate::guest::qemu::qmp::{Qmp, QmpError, QmpEvent};
@@ -19,12 +20,16 @@ use crate::wire::relay::RelayMessage;
 /// How long a QEMU may take to end.
 const ENDS: Duration = Duration::from_secs(3);
 
+/// How long a message may take to be sent, in tests.
+const MESSAGE: Duration = Duration::from_millis(100);
+
 pub(super) struct Engine<'a> {
     qmp: &'a mut Qmp,
     opened: &'a Opened,
     options: &'a DestinationRelayOptions,
     /// QEMU has everything.
     loaded: bool,
+    faults: FaultPlan,
 }
 
 /// Why it ends.
@@ -39,15 +44,18 @@ enum End {
 
 impl<'a> Engine<'a> {
     pub(super) fn new(qmp: &'a mut Qmp, opened: &'a Opened, options: &'a DestinationRelayOptions) -> Self {
-        Self { qmp, opened, options, loaded: false }
+        Self { qmp, opened, options, loaded: false, faults: options.faults.clone() }
     }
 
     pub(super) fn run(&mut self, warnings: &mut Vec<String>) -> RelayOutcome {
-        let say = |message: &RelayMessage| self.opened.streams.say(message);
+        let streams = self.opened.streams.clone();
+        let say = |message: &RelayMessage| streams.say(message);
         match self.follow(warnings) {
             End::Commit { run } => match self.resume(run) {
                 Ok(()) => {
+                    let _ = self.faults.reached(FaultPoint::Committed);
                     say(&RelayMessage::Running);
+                    self.sent(FaultPoint::Finished);
                     RelayOutcome::Completed
                 }
                 Err(error) => {
@@ -143,6 +151,7 @@ impl<'a> Engine<'a> {
             Some("completed") if event.name == "MIGRATION" => {
                 self.loaded = true;
                 self.opened.streams.say(&RelayMessage::Loaded);
+                self.sent(FaultPoint::Ready);
                 Ok(())
             }
             Some(status @ ("failed" | "cancelled")) if event.name == "MIGRATION" => {
@@ -152,7 +161,16 @@ impl<'a> Engine<'a> {
         }
     }
 
+    /// A message is on its way: a fault is to come after it.
+    fn sent(&mut self, point: FaultPoint) {
+        if self.faults.at.is_some_and(|(at, _)| at == point) {
+            std::thread::sleep(MESSAGE);
+            let _ = self.faults.reached(point);
+        }
+    }
+
     fn resume(&mut self, run: bool) -> Result<(), RelayError> {
+        let _ = self.faults.reached(FaultPoint::Journaled);
         if !run {
             return Ok(());
         }

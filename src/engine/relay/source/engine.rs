@@ -6,8 +6,10 @@ use crossbeam_channel::{select, tick};
 
 use super::{Opened, SourceRelayOptions};
 use crate::engine::chain;
+use crate::engine::fault::{FaultPlan, FaultPoint};
 use crate::engine::relay::streams::Event;
 use crate::engine::relay::{RelayError, RelayOutcome, RelayProgress, RelayReport};
+use crate::engine::source::links::Links;
 use crate::guest::qemu::qmp::{Qmp, QmpEvent};
 use crate::guest::qemu::settings::{self, Migration};
 use crate::wire::relay::RelayMessage;
@@ -20,6 +22,9 @@ const LOADED: Duration = Duration::from_secs(300);
 const SEES: Duration = Duration::from_secs(2);
 /// How long a guest may take to go on here.
 const GOES_ON: Duration = Duration::from_secs(30);
+
+/// How long a message may take to be sent, in tests.
+const MESSAGE: Duration = Duration::from_millis(100);
 
 pub(super) struct Engine<'a> {
     qmp: &'a mut Qmp,
@@ -34,6 +39,8 @@ pub(super) struct Engine<'a> {
     given: Option<Instant>,
     /// The destination QEMU has everything.
     loaded: bool,
+    links: Links,
+    faults: FaultPlan,
 }
 
 impl<'a> Engine<'a> {
@@ -45,7 +52,20 @@ impl<'a> Engine<'a> {
         began: Instant,
     ) -> Self {
         let ran = opened.facts.running;
-        Self { qmp, opened, options, report, began, ran, stopped: None, given: None, loaded: false }
+        let (links, faults) = (Links::new(&options.paths), options.faults.clone());
+        Self {
+            qmp,
+            opened,
+            options,
+            report,
+            began,
+            ran,
+            stopped: None,
+            given: None,
+            loaded: false,
+            links,
+            faults,
+        }
     }
 
     pub(super) fn run(&mut self, observer: &mut dyn FnMut(&RelayProgress)) -> RelayOutcome {
@@ -60,6 +80,7 @@ impl<'a> Engine<'a> {
         let qmp_events = self.qmp.events();
         settings::migrate(self.qmp, &self.opened.socket.0.to_string_lossy())?;
         let (ticks, events) = (tick(ASK), self.opened.events.clone());
+        self.reached(FaultPoint::PreCopy)?;
         loop {
             select! {
                 recv(events) -> event => if let Ok(event) = event {
@@ -72,11 +93,17 @@ impl<'a> Engine<'a> {
                 },
                 recv(ticks) -> _ => self.ask(observer)?,
                 recv(self.options.cancel.0) -> _ => return Err(RelayError::Cancelled),
+                recv(self.options.peer_gone.0) -> cause => return Err(RelayError::Peer(cause.unwrap_or_default())),
             }
             if self.given.is_some() && self.loaded {
+                self.reached(FaultPoint::Ready)?;
                 return Ok(());
             }
         }
+    }
+
+    fn reached(&mut self, point: FaultPoint) -> Result<(), RelayError> {
+        if self.faults.reached(point) { Err(RelayError::Cancelled) } else { Ok(()) }
     }
 
     fn event(&mut self, event: Event) -> Result<(), RelayError> {
@@ -150,9 +177,16 @@ impl<'a> Engine<'a> {
 
     fn ask(&mut self, observer: &mut dyn FnMut(&RelayProgress)) -> Result<(), RelayError> {
         self.judge()?;
-        let stats = self.opened.carrier.session().stats();
+        let (session, now) = (self.opened.carrier.session(), Instant::now());
+        for interface in self.links.look(now) {
+            session.interface_is_down(&interface);
+        }
+        let stats = session.stats();
+        self.links.update(&stats, now);
         observer(&RelayProgress {
             qemu: self.report.qemu.clone(),
+            mode: stats.mode,
+            links: self.links.seen(Some(&stats)),
             wire_bytes: stats.wire_bytes,
             placed_pages: stats.placed_pages,
             elapsed: self.began.elapsed(),
@@ -166,10 +200,20 @@ impl<'a> Engine<'a> {
     fn commit(&mut self) -> RelayOutcome {
         let run = self.ran;
         self.opened.carrier.streams.say(&RelayMessage::Commit { run });
+        if self.faults.at.is_some_and(|(point, _)| point == FaultPoint::Committed) {
+            // The fault is to come when the message is on its way, not before.
+            std::thread::sleep(MESSAGE);
+            let _ = self.faults.reached(FaultPoint::Committed);
+        }
         let events = self.opened.events.clone();
         loop {
-            let cause = match events.recv() {
+            let heard = select! {
+                recv(events) -> event => event,
+                recv(self.options.peer_gone.0) -> cause => Ok(Event::Failed(RelayError::Peer(cause.unwrap_or_default()))),
+            };
+            let cause = match heard {
                 Ok(Event::Message(RelayMessage::Running)) => {
+                    let _ = self.faults.reached(FaultPoint::Finished);
                     self.report.downtime = self.stopped.filter(|_| run).map(|stopped| stopped.elapsed());
                     return RelayOutcome::Completed;
                 }

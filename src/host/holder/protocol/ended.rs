@@ -102,6 +102,9 @@ pub struct Arrived {
     pub running: bool,
     /// Why not.
     pub cause: Option<String>,
+    /// Whether that is not known: it is complete here and was given to nobody as far as this end has heard. Only of a QEMU's guest.
+    #[serde(default)]
+    pub in_doubt: bool,
     /// From the guest's last instruction there to its first here, in seconds.
     pub downtime_seconds: f64,
     /// CPU seconds of the migration here.

@@ -148,7 +148,7 @@ impl Room {
 }
 
 /// RDMA registers, and so locks, all of a guest's memory.
-fn memlock(guest: &GuestFacts, facts: &HostFacts) -> Check {
+pub(super) fn memlock(guest: &GuestFacts, facts: &HostFacts) -> Check {
     let (host, whole) = (&facts.name, Bytes(guest.memory_bytes));
     match facts.memory.memlock {
         Some(limit) if limit < guest.memory_bytes => failed(
@@ -165,7 +165,7 @@ fn memlock(guest: &GuestFacts, facts: &HostFacts) -> Check {
     }
 }
 
-fn name(guest: &GuestFacts, facts: &HostFacts, in_use: Option<&str>) -> Check {
+pub(super) fn name(guest: &GuestFacts, facts: &HostFacts, in_use: Option<&str>) -> Check {
     let (host, name) = (&facts.name, &guest.name);
     match in_use {
         None => passed("name", format!("no guest at {host} is called {name}")),

@@ -6,9 +6,11 @@
 mod destination;
 mod encryption;
 mod links;
+mod qemu;
 mod source;
 
 pub use destination::at_destination;
+pub use qemu::at_destination as qemu_at_destination;
 pub use source::{SourceView, at_source};
 
 use crate::host::api::check::{Check, CheckStatus};

@@ -14,7 +14,7 @@ use crate::session::TransferMode;
 
 const GIB: u64 = 1 << 30;
 
-fn host(name: &str, last: u8) -> HostFacts {
+pub(super) fn host(name: &str, last: u8) -> HostFacts {
     let offer = |link: u8| Offer {
         interface: format!("eth{link}"),
         address: format!("10.0.{link}.{last}").parse().unwrap(),
@@ -39,15 +39,17 @@ fn host(name: &str, last: u8) -> HostFacts {
         insecure: false,
         requires_encryption: false,
         takes_encrypted: true,
+        takes_qemu: true,
     }
 }
 
-fn guest(kind: &str) -> GuestFacts {
+pub(super) fn guest(kind: &str) -> GuestFacts {
     GuestFacts {
         name: "web1".into(),
         kind: kind.into(),
         memory_bytes: 4 * GIB,
         touched_bytes: GIB,
+        qemu: None,
         config: String::new(),
     }
 }

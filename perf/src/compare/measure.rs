@@ -216,7 +216,7 @@ mod tests {
     }
 
     #[test]
-    fn ways_take_turns() {
+    fn ways_take_turns_and_each_goes_first() {
         let order = std::cell::RefCell::new(Vec::new());
         let way = |name: &'static str| {
             let order = &order;
@@ -225,8 +225,8 @@ mod tests {
                 Ok(Sample { bytes: 1, seconds: 1.0, ..Sample::default() })
             })
         };
-        let sides = in_turns(&[way("a"), way("b")], 2, || Ok(())).unwrap();
-        assert_eq!(*order.borrow(), ["a", "b", "a", "b"]);
-        assert!(sides.iter().all(|side| side.samples.len() == 2));
+        let sides = in_turns(&[way("a"), way("b")], 3, || Ok(())).unwrap();
+        assert_eq!(*order.borrow(), ["a", "b", "b", "a", "a", "b"]);
+        assert!(sides.iter().all(|side| side.samples.len() == 3));
     }
 }

@@ -1,9 +1,11 @@
 //! The destination's end of a TCP channel: headers into a bounded buffer, pages straight into the guest's memory.
 
 use std::cell::Cell;
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use rustix::net::{RecvFlags, recv};
 
 use super::frames::{Frames, pieces};
 use super::tcp::TcpLink;
@@ -78,7 +80,10 @@ impl Placer {
             let (pieces, later) = left.split_at(fitting.count());
             left = later;
             piece.resize(bytes as usize, 0);
-            placing += self.receive(bytes, |got| (&self.link.stream).read(&mut piece[got as usize..]))?;
+            placing += self.receive(bytes, |got| {
+                let (read, _) = recv(&self.link.stream, &mut piece[got as usize..], RecvFlags::DONTWAIT)?;
+                Ok(read)
+            })?;
             let began = Instant::now();
             let mut rest = &piece[..];
             for run in pieces {
@@ -97,7 +102,7 @@ impl Placer {
         let mut slices: Vec<MemorySlice<'_>> =
             runs.iter().flat_map(|run| self.memory.memory_slices(*run)).collect();
         let placing = self.receive(expected, |_| {
-            let bytes = scatter::readv(&self.link.stream, &slices)?;
+            let bytes = scatter::receive(&self.link.stream, &slices)?;
             scatter::advance(&mut slices, bytes as u64);
             Ok(bytes)
         })?;
@@ -105,7 +110,8 @@ impl Placer {
         Ok(placing)
     }
 
-    /// Reads until so many bytes have come, by a function that is told how many have. Answers how long it took to read them.
+    /// Reads until so many bytes have come, by a function that is told how many have and does not wait. Answers how long it took to
+    /// read them.
     fn receive(
         &self,
         expected: u64,
@@ -114,8 +120,9 @@ impl Placer {
         let (mut got, mut reading) = (0, Duration::ZERO);
         while got < expected {
             self.wake_at((expected - got).min(WAKE_BYTES));
-            // Waits here and not in `read`, which would go on waiting for the whole low water mark after it has copied a part
-            // of it, and so for more than the source has to send.
+            // Waits here and not in `read`. The kernel wakes us below the low water mark when the window is full or its buffer
+            // is; a read that waits would copy that and go on to the mark, not to be woken for less, of which the source may have
+            // no more to send.
             self.link.wait_readable(got, expected)?;
             let began = Instant::now();
             let came = read(got);
@@ -123,6 +130,7 @@ impl Placer {
             match came {
                 Ok(0) => return Err(ChannelError::CutShort { got, expected }),
                 Ok(bytes) => got += bytes as u64,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => self.link.judge(error, got, expected)?,
             }
         }
@@ -150,5 +158,56 @@ impl ChannelReceiver for TcpReceiver {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{TcpListener, TcpStream};
+
+    use crossbeam_channel::unbounded;
+
+    use super::*;
+    use crate::channel::tcp::{TcpOptions, receive};
+    use crate::layout::RamLayout;
+    use crate::memory::{Backing, HugePages};
+    use crate::units::{PageIndex, RoundId};
+    use crate::wire::data::{FrameKind, encode_pages};
+
+    /// The window of a new connection is full before the low water mark is reached, and the kernel wakes the reader for that. A read
+    /// that waits goes on to the mark then, and is not woken for less, of which the frame may have no more.
+    #[test]
+    fn a_frame_that_comes_in_parts_is_read_to_its_end() {
+        const PAGES: u64 = 75;
+        let layout = RamLayout::flat(PAGES * PAGE_SIZE).unwrap();
+        let memory = GuestMemory::allocate(layout, Backing::Memfd, HugePages::No).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut source = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        source.set_nodelay(true).unwrap();
+        let options = TcpOptions { link_timeout: Duration::from_secs(600), ..TcpOptions::default() };
+        let mut channel = receive(listener.accept().unwrap().0, memory.clone(), options).unwrap();
+        let (sender, frames) = unbounded();
+        let reader = std::thread::spawn(move || {
+            while channel.receiver.next(&mut |_| {}).is_ok() {
+                sender.send(()).unwrap();
+            }
+        });
+        // First into pages that are missing, then into the same ones.
+        for (sequence, value) in [(1, 1), (2, 2)] {
+            let (mut frame, run) = (Vec::new(), Run::new(0, PAGES));
+            let bytes = run.bytes() as u32;
+            encode_pages(FrameKind::Raw, RoundId(0), sequence, &[run], bytes, &mut frame);
+            frame.resize(frame.len() + run.bytes() as usize, value);
+            for part in frame.chunks(100_000) {
+                source.write_all(part).unwrap();
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            frames.recv_timeout(Duration::from_secs(20)).expect("the frame, long before the link times out");
+            let mut page = [0; PAGE_SIZE as usize];
+            memory.read_page(PageIndex(PAGES - 1), &mut page);
+            assert_eq!(page, [value; PAGE_SIZE as usize]);
+        }
+        drop(source);
+        reader.join().unwrap();
     }
 }

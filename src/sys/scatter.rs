@@ -88,6 +88,21 @@ pub fn readv(from: impl AsFd, into: &[MemorySlice<'_>]) -> io::Result<usize> {
     answered(unsafe { libc::readv(from.as_fd().as_raw_fd(), pieces.as_ptr(), pieces.len() as i32) })
 }
 
+/// Receives from a socket straight into guest RAM what has come, at most [`MAX_PIECES`] slices, and does not wait. Answers how many
+/// bytes came; none when the peer has closed.
+///
+/// # Errors
+/// What `recvmsg(2)` answers: `WouldBlock` when nothing has come.
+pub fn receive(from: impl AsFd, into: &[MemorySlice<'_>]) -> io::Result<usize> {
+    let mut pieces = iovecs(into);
+    // SAFETY: a message header of zeros has no name, no control data and no pieces.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = pieces.as_mut_ptr();
+    message.msg_iovlen = pieces.len() as _;
+    // SAFETY: as in `readv`; the header and the pieces outlive the call.
+    answered(unsafe { libc::recvmsg(from.as_fd().as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+}
+
 /// Writes guest RAM to a descriptor, copying; at most [`MAX_PIECES`] slices. Answers how many bytes went.
 ///
 /// # Errors

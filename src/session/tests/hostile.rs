@@ -172,26 +172,6 @@ fn zeros_over_a_page_that_was_written_in_part_are_written() {
     assert!((0..8192).all(|page| host.memory.is_zero_page(PageIndex(page))));
 }
 
-/// The kernel wakes a reader at its low water mark, which may be more than what is to come once a part has been read. First
-/// into pages that are missing, then into the same pages.
-#[test]
-fn a_frame_that_comes_in_parts_is_placed() {
-    let host = host(memory(Backing::Memfd));
-    let mut slow = channel(&host, 1);
-    for (sequence, value) in [(1, 1), (3, 2)] {
-        let whole = frame(FrameKind::Raw, sequence, &[Run::new(100, 100)], &vec![value; 100 * 4096]);
-        for part in whole.chunks(100_000) {
-            slow.write_all(part).unwrap();
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        slow.write_all(&encode_barrier(BarrierId(sequence), RoundId(0), sequence + 1, &[])).unwrap();
-        slow.read_exact(&mut [0; 16]).unwrap();
-        let mut page = [0; 4096];
-        host.memory.read_page(PageIndex(199), &mut page);
-        assert_eq!(page, [value; 4096]);
-    }
-}
-
 #[test]
 fn a_barrier_closes_the_channels_that_it_names_for_good() {
     let host = host(memory(Backing::Memfd));

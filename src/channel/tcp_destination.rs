@@ -17,7 +17,7 @@ use crate::units::{PAGE_SIZE, Run};
 use crate::wire::data::Receipt;
 
 /// Within a payload the thread is woken for this much at a time, not for each segment. On a loopback that saves a third of the
-/// source's CPU time, since there the sender does the waking, and some of the destination's; four times as much stalls at times.
+/// source's CPU time, since there the sender does the waking, and some of the destination's.
 const WAKE_BYTES: u64 = 256 << 10;
 
 pub(super) struct TcpReceiver {

@@ -2,15 +2,12 @@
 
 use anyhow::Context;
 
-use super::Setup;
+use super::{PAIRS, Setup};
 use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
 use crate::memory;
 use crate::network::{DESTINATION, Lab, Scratch};
 use crate::ours::{Bench, Between, bench};
 use crate::qemu::{Migration, Ram, migrate};
-
-/// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
-const PAIRS: usize = 4;
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let image = setup.booted.as_ref().context("the RAM of a booted guest is missing; --booted names it")?;

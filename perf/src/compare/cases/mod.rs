@@ -13,6 +13,9 @@ use clap::ValueEnum;
 
 use crate::measure::CaseResult;
 
+/// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
+const PAIRS: usize = 4;
+
 /// What can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {

@@ -96,3 +96,22 @@ pub struct GuestInfo {
     /// What a person should know.
     pub note: Option<String>,
 }
+
+impl GuestInfo {
+    /// One of which no more is known yet; `since` in seconds since 1970.
+    #[must_use]
+    pub fn new(name: &str, kind: &str, state: GuestState, since: f64) -> Self {
+        Self {
+            name: name.to_owned(),
+            kind: kind.to_owned(),
+            state,
+            memory_bytes: 0,
+            pid: None,
+            since,
+            arrived_from: None,
+            migration: None,
+            seen: None,
+            note: None,
+        }
+    }
+}

@@ -47,16 +47,8 @@ impl Daemon {
     pub async fn start_guest(self: &Arc<Self>, asked: StartGuest) -> Result<GuestInfo, GuestFailure> {
         let spec = spec(&asked, self.settings().config().huge_pages)?;
         let info = GuestInfo {
-            name: asked.name.clone(),
-            kind: spec.kind.name().to_owned(),
-            state: GuestState::Starting,
             memory_bytes: spec.memory_bytes,
-            pid: None,
-            since: now(),
-            arrived_from: None,
-            migration: None,
-            seen: None,
-            note: None,
+            ..GuestInfo::new(&asked.name, spec.kind.name(), GuestState::Starting, now())
         };
         let attached = self.new_process(info, 0, None).await?;
         let name = asked.name.as_str();

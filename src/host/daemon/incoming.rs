@@ -175,16 +175,10 @@ impl Daemon {
     ) -> Result<AdmitAnswer, String> {
         let (guest, config) = (&asked.check.guest, settings.config());
         let info = GuestInfo {
-            name: guest.name.clone(),
-            kind: guest.kind.clone(),
-            state: GuestState::Arriving,
             memory_bytes: guest.memory_bytes,
-            pid: None,
-            since: now(),
             arrived_from: Some(asked.check.source.clone()),
             migration: Some(asked.migration.clone()),
-            seen: None,
-            note: None,
+            ..GuestInfo::new(&guest.name, &guest.kind, GuestState::Arriving, now())
         };
         let qemu = super::qemu::record_of(guest);
         // The memory of a QEMU that waits is its own.

@@ -108,18 +108,7 @@ impl Daemon {
             return Ok(());
         }
         let qmp = qemu::socket(name).map_err(MigrateFailure::Refused)?;
-        let info = GuestInfo {
-            name: name.to_owned(),
-            kind: KIND.to_owned(),
-            state: GuestState::Running,
-            memory_bytes: 0,
-            pid: None,
-            since: now(),
-            arrived_from: None,
-            migration: None,
-            seen: None,
-            note: None,
-        };
+        let info = GuestInfo::new(name, KIND, GuestState::Running, now());
         let qemu = Some(QemuRecord { qmp, runs: true });
         let record = GuestRecord { instance: self.new_instance(), info, promised_bytes: 0, qemu };
         tables.guests.insert(name.to_owned(), Guest { record, process: None, stopping: false });

@@ -1,6 +1,7 @@
 //! How pages travel: as zero runs, raw, or compressed; which of the two last, and how hard, is decided per batch.
 
 pub mod level;
+pub mod repeated;
 
 use crate::units::PAGE_SIZE;
 

@@ -171,6 +171,16 @@ impl GuestMemory {
         mapping.is_zero(offset, PAGE_SIZE)
     }
 
+    /// The byte that a page holds only, if there is one; 0 for a page of zeros. Reads as [`GuestMemory::is_zero_page`] does.
+    ///
+    /// # Panics
+    /// If there is no such page.
+    #[must_use]
+    pub fn repeated_byte(&self, page: PageIndex) -> Option<u8> {
+        let (mapping, offset) = self.locate(page);
+        mapping.repeated_byte(offset, PAGE_SIZE)
+    }
+
     /// Brings the beginnings of a run's pages closer to the processor: what [`GuestMemory::is_zero_page`] reads first, and
     /// all that it reads of most pages. One page after the other would wait for memory each time.
     ///

@@ -12,6 +12,7 @@ use super::striping::Work;
 use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
 use crate::codec::Compressor;
 use crate::codec::level::{Choice, LevelController, PROBE_LEVEL, Queued, SAMPLE_PAGES, Sample, Sent};
+use crate::codec::repeated::{self, Repeated};
 use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
 use crate::wire::data::ChannelId;
@@ -52,7 +53,16 @@ pub(super) struct Worker {
     packer: Option<Packer>,
     /// Failure injection: cut the channel after so many bytes.
     cut_after: Option<u64>,
+    sorted: Sorted,
+}
+
+/// The pages of a batch, by how they go.
+#[derive(Default)]
+struct Sorted {
     zeros: Vec<Run>,
+    /// Those that repeat another byte, where they go compressed, and what they repeat.
+    repeated: Vec<Run>,
+    bytes: Vec<Repeated>,
     others: Vec<Run>,
 }
 
@@ -72,7 +82,7 @@ impl Worker {
         });
         let cut_after = options.cut.filter(|(channel, _)| *channel == id.0 as usize).map(|(_, bytes)| bytes);
         let memory = options.memory.clone();
-        Self { shared, id, source, link, memory, packer, cut_after, zeros: Vec::new(), others: Vec::new() }
+        Self { shared, id, source, link, memory, packer, cut_after, sorted: Sorted::default() }
     }
 
     pub(super) fn run(mut self) {
@@ -107,40 +117,60 @@ impl Worker {
 
     fn push_batch(&mut self, round: RoundId, runs: &[Run]) -> Result<Batched, ChannelError> {
         let began = Instant::now();
-        self.separate(runs);
+        self.sorted.sort(&self.memory, runs, self.packer.is_some());
         let separated = Instant::now();
         let mut compress = Duration::ZERO;
         let count = |runs: &[Run]| runs.iter().map(|run| run.pages).sum::<u64>();
-        let mut batch = Batched { pages: count(runs), zero_pages: count(&self.zeros), ..Batched::default() };
-        if !self.zeros.is_empty() {
-            batch.add(self.source.push_zeros(round, &self.zeros)?);
+        let mut batch =
+            Batched { pages: count(runs), zero_pages: count(&self.sorted.zeros), ..Batched::default() };
+        let Sorted { zeros, repeated, bytes, others } = &self.sorted;
+        if !zeros.is_empty() {
+            batch.add(self.source.push_zeros(round, zeros)?);
         }
-        if !self.others.is_empty() {
+        if !repeated.is_empty() {
+            let mut packed = Vec::new();
+            repeated::encode(bytes, &mut packed);
+            batch.add(self.source.push_packed(round, repeated, &packed)?);
+        }
+        if !others.is_empty() {
             batch.add(match &mut self.packer {
                 Some(packer) => {
-                    let pushed = packer.push(&mut *self.source, &self.memory, round, &self.others)?;
+                    let pushed = packer.push(&mut *self.source, &self.memory, round, others)?;
                     compress = packer.took;
                     pushed
                 }
-                None => self.source.push_pages(round, &self.others)?,
+                None => self.source.push_pages(round, others)?,
             });
         }
         let send = separated.elapsed().saturating_sub(compress);
         batch.split = TimeSplit { scan: separated - began, compress, send, wait: Duration::ZERO };
         Ok(batch)
     }
+}
 
-    /// Sorts the pages of a batch into those that hold only zero bytes, and the others.
-    fn separate(&mut self, runs: &[Run]) {
+impl Sorted {
+    /// Sorts the pages of a batch. With `compressing`, those that repeat a byte go by themselves.
+    fn sort(&mut self, memory: &GuestMemory, runs: &[Run], compressing: bool) {
         self.zeros.clear();
+        self.repeated.clear();
+        self.bytes.clear();
         self.others.clear();
         for run in runs {
             for page in run.start.0..run.end() {
                 if (page - run.start.0).is_multiple_of(PREFETCH_PAGES) {
-                    self.memory.prefetch(Run::new(page, PREFETCH_PAGES.min(run.end() - page)));
+                    memory.prefetch(Run::new(page, PREFETCH_PAGES.min(run.end() - page)));
                 }
-                let zero = self.memory.is_zero_page(PageIndex(page));
-                let list = if zero { &mut self.zeros } else { &mut self.others };
+                let list = match repeated_byte(memory, PageIndex(page), compressing) {
+                    Some(0) => &mut self.zeros,
+                    Some(byte) => {
+                        match self.bytes.last_mut().filter(|last| last.byte == byte) {
+                            Some(last) => last.pages += 1,
+                            None => self.bytes.push(Repeated { byte, pages: 1 }),
+                        }
+                        &mut self.repeated
+                    }
+                    None => &mut self.others,
+                };
                 // Joined within a run only: the runs of a batch do not cross borders between regions.
                 match list.last_mut().filter(|last| last.end() == page && page != run.start.0) {
                     Some(last) => last.pages += 1,
@@ -149,6 +179,11 @@ impl Worker {
             }
         }
     }
+}
+
+/// What a page repeats; only whether that is zero unless it is to be `any` byte.
+fn repeated_byte(memory: &GuestMemory, page: PageIndex, any: bool) -> Option<u8> {
+    if any { memory.repeated_byte(page) } else { memory.is_zero_page(page).then_some(0) }
 }
 
 /// Compresses batches where that is faster, and tells its controller what everything cost.

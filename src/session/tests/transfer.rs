@@ -94,6 +94,30 @@ fn a_slow_wire_gets_compressed_pages() {
     assert!(stats.wire_bytes < stats.payload_bytes * 8 / 10, "{stats:?}");
 }
 
+/// What Linux leaves of its initial RAM disk. Over any wire, since it takes no compressor.
+#[test]
+fn pages_that_repeat_a_byte_take_next_to_nothing() {
+    let source = memory(Backing::Memfd);
+    let host = host(memory(Backing::Memfd));
+    let mut seed = 6;
+    for page in 0..2048 {
+        match page % 5 {
+            0 => write_page(&source, page, &mut seed, false),
+            1 => source.write_run(Run::new(page, 1), &[0xff; PAGE_SIZE as usize]),
+            2 | 3 => source.write_run(Run::new(page, 1), &[0xcc; PAGE_SIZE as usize]),
+            _ => {}
+        }
+    }
+    let (sender, events) = unbounded();
+    let compressing = options(&source, &host, 2, TransferMode::Compression);
+    let session = SourceSession::open(compressing, sender).unwrap();
+    session.place(RoundId(0), set(&source, &[Run::new(0, 2048)]));
+    let (_, stats) = placed(&events);
+    assert_equal(&source, &host.memory);
+    assert_eq!(stats.zero_pages, 409);
+    assert!(stats.wire_bytes < 410 * PAGE_SIZE + 2048 * 20, "{stats:?}");
+}
+
 #[test]
 fn a_rate_cap_is_kept() {
     let source = memory(Backing::Memfd);

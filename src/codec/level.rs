@@ -8,8 +8,9 @@
 //! idle, which is the most that can be had of them together; a fast wire, which empties the buffer at once, gets everything raw but what
 //! shrinks to next to nothing. The longer the queue, the more effort a batch may take.
 //!
-//! What compressing costs and leaves is known from samples and from the batches themselves. What it saves of the wire has to be
-//! [`WORTH`] its time, which is the guest's too.
+//! What compressing costs and leaves is known from samples and from the batches themselves, of all channels of a session
+//! ([`Findings`]). What it saves of the wire has to be [`WORTH`] its time, and what more effort saves [`MORE_WORTH`]: a processor is the
+//! guest's too.
 //!
 //! Memory is a mixture: a part of it shrinks and another (packed files, ciphertext) does not. A batch that did not shrink says
 //! nothing of its level; those that follow are probed by a sample first, and when nothing shrinks any more, ever fewer of them.
@@ -17,6 +18,11 @@
 //! A destination that takes batches apart slower than its wire brings them also makes a long queue. So each [`WINDOW`] batches are
 //! looked at together: where they were compressed and cost more than raw ones would at the wire's best, compression rests for a while.
 //! The wire's best is that of late, so now and then some batches go raw to see it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use levels::Levels;
+use measured::{Average, Rate, Window};
 
 /// The zstd levels that are worth having, by rising effort. Negative levels trade ratio for speed.
 pub const LEVELS: [i32; 6] = [-5, -1, 1, 3, 6, 9];
@@ -31,6 +37,8 @@ pub const BUDGET: f64 = 0.01;
 pub const CREDIT: f64 = 0.002;
 /// Seconds of the wire that a second of compressing has to save. Below it the gain is less than this part, for a whole processor.
 pub const WORTH: f64 = 0.5;
+/// The same for each level above the first, of what it takes and saves more: the higher, the less there is to gain.
+pub const MORE_WORTH: f64 = 1.0;
 
 /// A new measurement's weight against all before it.
 const WEIGHT: f64 = 0.3;
@@ -47,7 +55,9 @@ const REST: (u64, u64) = (32, 4096);
 /// How many batches may be compressed before raw is looked at again.
 const LOOK_BACK: u64 = 256;
 /// How many batches are between two samples, at least and at most; twice as many in between while nothing pays.
-const SAMPLE_EVERY: (u64, u64) = (8, 256);
+const SAMPLE_EVERY: (u64, u64) = (32, 256);
+/// The same while nothing pays, but the wire does not wait for a sample.
+const SAMPLE_HIDDEN: u64 = 8;
 /// The same while none has shrunk.
 const SAMPLE_IN_VAIN: u64 = 32;
 /// How many batches are probed after one that did not shrink.
@@ -58,8 +68,6 @@ const PATIENT: u32 = 16;
 const GLANCE: u32 = 32;
 /// What a level costs per byte while nothing is known: 100 MB/s, slower than level 6 is anywhere.
 const UNKNOWN_COST: f64 = 1e-8;
-
-use measured::{Average, Factor, Rate, Window};
 
 /// How to send a batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -128,34 +136,58 @@ pub struct Sent {
     pub wire_bytes: u64,
     /// How long compressing took.
     pub compress_seconds: f64,
+    /// How long it kept the processor.
+    pub compress_cpu_seconds: f64,
     /// How long all of it took, from having sent the batch before to having handed over its last byte, waiting for a rate cap
     /// included and a sample not.
     pub seconds: f64,
     /// Bytes that left the socket's buffer meanwhile (for the peer's), or `None` where the wire cannot tell.
     pub drained_bytes: Option<u64>,
-    /// Bytes that the wire took while it had any, and in how long.
-    pub taken: (u64, f64),
+    /// What the wire took of this channel while it had any.
+    pub taken: Taken,
 }
 
-/// What samples show of a level, by what the level below it (for the lowest, leaving the pages as they are) made of the same pages.
-#[derive(Clone, Copy, Debug, Default)]
-struct Arm {
-    /// Seconds of a processor; for the lowest level, per byte.
-    compress: Factor,
-    /// Bytes left.
-    ratio: Factor,
+/// Bytes that a wire took, and when, in seconds since any moment that is the same for all channels on it.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// Bytes.
+    pub bytes: u64,
+    /// Since when it had any.
+    pub from: f64,
+    /// When it was looked how many it had taken.
+    pub until: f64,
+}
+
+/// What channels find out together: what levels come to, which is the same for all of a session, and how fast a wire is that some of
+/// them share.
+#[derive(Clone, Debug, Default)]
+pub struct Findings {
+    levels: Arc<Mutex<Levels>>,
+    wire: Arc<Mutex<Rate>>,
+}
+
+impl Findings {
+    /// For channels of the same session on another wire.
+    #[must_use]
+    pub fn of_another_wire(&self) -> Self {
+        Self { levels: Arc::clone(&self.levels), wire: Arc::default() }
+    }
+
+    fn levels(&self) -> MutexGuard<'_, Levels> {
+        self.levels.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wire(&self) -> MutexGuard<'_, Rate> {
+        self.wire.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Decides for one channel. Ask [`LevelController::plan`] before each batch, and tell it everything that it asks for.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct LevelController {
-    wire: Rate,
-    arms: [Arm; LEVELS.len()],
+    findings: Findings,
     /// The sample before.
     below: Option<Sample>,
-    /// How much longer compressing a batch takes than samples of its level keep the processor, and how much more it leaves.
-    longer: Factor,
-    larger: Factor,
     choice: Choice,
     /// How many channels share the wire.
     sharing: f64,
@@ -170,34 +202,19 @@ pub struct LevelController {
     /// Nothing is compressed before this batch.
     rests_until: u64,
     rest: u64,
-    /// When a sample is due, and after how many batches another.
-    sample_at: u64,
-    sample_every: u64,
     /// Batches in a row that did not shrink.
     unshrunk: u32,
     /// How many batches more are probed, since one did not shrink a short while ago.
     wary: u32,
-    /// Seconds in all, and of them those spent on finding out.
-    total: f64,
-    spent: f64,
-}
-
-impl Default for LevelController {
-    fn default() -> Self {
-        Self::new()
-    }
 }
 
 impl LevelController {
     /// Begins with raw.
     #[must_use]
-    pub fn new() -> Self {
+    pub fn new(findings: Findings) -> Self {
         Self {
-            wire: Rate::default(),
-            arms: [Arm::default(); LEVELS.len()],
+            findings,
             below: None,
-            longer: Factor::default(),
-            larger: Factor::default(),
             choice: Choice::Raw,
             sharing: 1.0,
             room: 0,
@@ -207,12 +224,8 @@ impl LevelController {
             raw_at: 0,
             rests_until: 0,
             rest: REST.0,
-            sample_at: 0,
-            sample_every: 1,
             unshrunk: 0,
             wary: 0,
-            total: 0.0,
-            spent: 0.0,
         }
     }
 
@@ -228,61 +241,55 @@ impl LevelController {
         let waits = queued.bytes.unwrap_or(0);
         self.room = self.room.max(waits);
         self.sharing = queued.sharing.max(1) as f64;
-        let Some(wire) = self.wire.seconds_per_byte() else {
+        let findings = self.findings.clone();
+        let wire = self.seconds_per_byte();
+        let mut levels = findings.levels();
+        let Some(wire) = wire else {
             // What a sample takes is also time in which the wire shows how fast it is.
-            let sample = if waits > 0 { self.first_sample() } else { &[] };
+            let sample = if waits > 0 { levels.first_sample() } else { &[] };
             return Plan { choice: Choice::Raw, sample, probe: false };
         };
         let ahead = waits as f64 * wire + queued.held_seconds;
         let longest = self.room as f64 * wire + queued.held_seconds;
-        self.look_back(page_bytes, wire);
-        let sample = self.due_sample(page_bytes, ahead, longest, wire);
+        self.look_back(&mut levels, page_bytes, wire);
+        let of_use = self.choose(&levels, page_bytes, longest, longest, wire);
+        let sample = levels.due_sample(of_use, page_bytes, ahead);
         if self.batches >= self.rests_until && self.glances() {
-            self.choice = self.choose(page_bytes, ahead, longest, wire);
+            self.choice = self.choose(&levels, page_bytes, ahead, longest, wire);
         }
         Plan { choice: self.choice, sample, probe: self.wary > 0 }
     }
 
+    /// How long the wire takes for a byte of this channel, while the others that share it send as well.
+    fn seconds_per_byte(&self) -> Option<f64> {
+        self.findings.wire().seconds_per_byte().map(|wire| wire * self.sharing)
+    }
+
     /// What the sample of the last plan showed.
     pub fn sampled(&mut self, sample: Sample) {
-        self.spent += sample.spent_seconds;
-        self.total += sample.spent_seconds;
-        let below = self.below.replace(sample);
-        let Some(index) = arm_of(sample.level) else { return };
-        let below = match index.checked_sub(1) {
-            None => Some((sample.page_bytes as f64, sample.page_bytes as f64)),
-            Some(index) => below
-                .filter(|below| arm_of(below.level) == Some(index) && below.shrank())
-                .map(|below| (below.seconds, below.packed_bytes as f64)),
-        };
-        // Pages that do not shrink say nothing of those that do.
-        if let Some((seconds, bytes)) = below.filter(|_| sample.shrank()) {
-            self.arms[index].compress.add(sample.seconds, seconds);
-            self.arms[index].ratio.add(sample.packed_bytes as f64, bytes);
-        }
-        if sample.level == LEVELS[0] {
-            // What batches came to is of another time by and by.
-            self.longer.fade();
-            self.larger.fade();
-        }
+        let before = self.below.replace(sample);
+        self.findings.levels().sampled(sample, before);
     }
 
     /// What the batch of the last plan cost.
     pub fn sent(&mut self, sent: Sent) {
         self.batches += 1;
-        self.total += sent.seconds;
-        self.wire.add(sent.taken);
+        self.findings.wire().add(sent.taken, self.sharing);
+        let findings = self.findings.clone();
+        let mut levels = findings.levels();
+        levels.sent(sent.seconds);
         if let Choice::Level(level) = sent.choice {
-            self.learn(level, &sent);
+            self.learn(&mut levels, level, &sent);
         }
+        drop(levels);
         self.window.add(&sent);
         if self.window.batches >= WINDOW {
             self.compare();
         }
     }
 
-    /// Takes in what a batch that was to be compressed shows of its level.
-    fn learn(&mut self, level: i32, sent: &Sent) {
+    /// Takes in what a batch that was to be compressed shows.
+    fn learn(&mut self, levels: &mut Levels, level: i32, sent: &Sent) {
         if sent.wire_bytes >= sent.page_bytes {
             self.unshrunk += 1;
             self.wary = WARY;
@@ -290,39 +297,28 @@ impl LevelController {
         }
         self.unshrunk = 0;
         self.wary = self.wary.saturating_sub(1);
-        let Some((cost, ratio)) = arm_of(level).and_then(|index| self.known().nth(index)) else { return };
-        let bytes = sent.page_bytes.max(1) as f64;
-        self.longer.add(sent.compress_seconds, cost * bytes);
-        self.larger.add(sent.wire_bytes as f64, ratio * bytes);
-    }
-
-    /// What is known of the levels, from the lowest: seconds of a processor to compress a byte, and bytes left of it.
-    fn known(&self) -> impl Iterator<Item = (f64, f64)> {
-        self.arms.iter().scan((1.0, 1.0), |(cost, left), arm| {
-            *cost *= arm.compress.value()?;
-            *left *= arm.ratio.value()?;
-            Some((*cost, *left))
-        })
+        levels.shrank(level, sent);
     }
 
     /// The most effort that keeps the wire busy and is worth its time.
-    fn choose(&self, page_bytes: u64, ahead: f64, longest: f64, wire: f64) -> Choice {
+    fn choose(&self, levels: &Levels, page_bytes: u64, ahead: f64, longest: f64, wire: f64) -> Choice {
         let bytes = page_bytes as f64;
         let raw_send = bytes * wire;
         // To half of the longest queue it is brought back slowly, so that the effort hardly changes from batch to batch.
         let too_long = (ahead - longest / 2.0) / BATCHES_TO_EVEN_OUT;
         // A buffer that cannot hold a batch is no measure: the wire waits for whatever is compressed.
         let small = self.room < page_bytes;
-        let (longer, larger) = (self.longer.value().unwrap_or(1.0), self.larger.value().unwrap_or(1.0));
         let mut best = (Choice::Raw, 0.0, raw_send);
-        for ((cost, ratio), level) in self.known().zip(LEVELS) {
-            let (compress, send) = (cost * longer * bytes, ratio * larger * raw_send);
+        for (expected, level) in levels.of_batches().zip(LEVELS) {
+            let (cpu, compress, send) =
+                (expected.cpu * bytes, expected.seconds * bytes, expected.left * raw_send);
             let hidden = best.0 == Choice::Raw && compress <= ahead;
             let keeps_up = small || hidden || compress - send <= too_long;
             let sooner = (compress - ahead).max(0.0) + send < SOONER * raw_send;
-            let (_, less_compress, more_send) = best;
-            if keeps_up && sooner && (more_send - send) / self.sharing > WORTH * (compress - less_compress) {
-                best = (Choice::Level(level), compress, send);
+            let (_, less_cpu, more_send) = best;
+            let worth = if best.0 == Choice::Raw { WORTH } else { MORE_WORTH };
+            if keeps_up && sooner && (more_send - send) / self.sharing > worth * (cpu - less_cpu) {
+                best = (Choice::Level(level), cpu, send);
             }
         }
         best.0
@@ -340,7 +336,7 @@ impl LevelController {
     /// After a window of batches: were those that were compressed worth it?
     fn compare(&mut self) {
         let window = std::mem::take(&mut self.window);
-        let Some(wire) = self.wire.seconds_per_byte() else { return };
+        let Some(wire) = self.seconds_per_byte() else { return };
         if window.tried == 0 {
             self.raw_at = self.batches;
         } else if window.packed * 2 >= window.batches
@@ -358,58 +354,18 @@ impl LevelController {
     }
 
     /// Has some batches go raw when it is long ago that any did, where that costs little.
-    fn look_back(&mut self, page_bytes: u64, wire: f64) {
+    fn look_back(&mut self, levels: &mut Levels, page_bytes: u64, wire: f64) {
         let Some(packed) = self.packed.0 else { return };
         let batches = u64::from(2 * WINDOW);
         let lost = (wire - packed).max(0.0) * (page_bytes * batches) as f64;
         if self.batches >= self.raw_at + LOOK_BACK
             && self.batches >= self.rests_until
-            && self.affordable(lost)
+            && levels.affordable(lost)
         {
-            self.spent += lost;
+            levels.spend(lost);
             self.rests_until = self.batches + batches;
             self.raw_at = self.batches;
         }
-    }
-
-    /// The levels up to the one above the most that can be of use, when a sample is due.
-    fn due_sample(&mut self, page_bytes: u64, ahead: f64, longest: f64, wire: f64) -> &'static [i32] {
-        if self.batches < self.sample_at {
-            return &[];
-        }
-        let of_use = self.choose(page_bytes, longest, longest, wire);
-        let tried = self.known().count();
-        let levels = match of_use {
-            Choice::Raw => 1,
-            Choice::Level(level) => arm_of(level).map_or(1, |index| index + 2).min(LEVELS.len()),
-        };
-        let costs = self.known().map(|(cost, _)| cost).chain(std::iter::repeat(UNKNOWN_COST));
-        let seconds = costs.take(levels).sum::<f64>() * page_bytes.min(SAMPLE_BYTES) as f64;
-        // What the wire does not wait for is free.
-        if seconds > ahead / 8.0 && !self.affordable(seconds) {
-            return &[];
-        }
-        self.sample_every = match of_use {
-            // Perhaps only because none has shrunk yet.
-            Choice::Raw if tried == 0 => (self.sample_every * 2).min(SAMPLE_IN_VAIN),
-            Choice::Raw => (self.sample_every * 2).min(SAMPLE_EVERY.1),
-            Choice::Level(_) if levels > tried => 1,
-            Choice::Level(_) => SAMPLE_EVERY.0,
-        };
-        self.sample_at = self.batches + self.sample_every;
-        &LEVELS[..levels]
-    }
-
-    fn first_sample(&mut self) -> &'static [i32] {
-        if self.sample_at > 0 {
-            return &[];
-        }
-        self.sample_at = self.batches + 1;
-        &LEVELS[..1]
-    }
-
-    fn affordable(&self, seconds: f64) -> bool {
-        self.spent + seconds <= CREDIT + BUDGET * self.total
     }
 }
 
@@ -417,6 +373,7 @@ fn arm_of(level: i32) -> Option<usize> {
     LEVELS.iter().position(|&known| known == level)
 }
 
+mod levels;
 mod measured;
 #[cfg(test)]
 mod tests;

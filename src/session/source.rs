@@ -10,6 +10,7 @@ mod opening;
 mod rdma_side;
 pub mod timing;
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +29,7 @@ use super::report::{ChannelStats, RoundStats, SessionEvent, SessionStats};
 use super::striping::{Striping, Work};
 use super::worker::Batched;
 use crate::channel::{Carrier, ChannelError, ChannelLink, ChannelReceipts};
+use crate::codec::level::Findings;
 use crate::memory::GuestMemory;
 use crate::pageset::PageSet;
 use crate::units::{PAGE_SIZE, RoundId};
@@ -85,7 +87,7 @@ pub(super) struct SourceShared {
     /// Guest RAM on this host's devices, where RDMA is to be used.
     rdma: Option<RdmaSide>,
     events: Sender<SessionEvent>,
-    begin: Instant,
+    pub(super) begin: Instant,
     state: Mutex<State>,
     wake: Condvar,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -97,6 +99,8 @@ struct State {
     lanes: Vec<Lane>,
     next_channel: u32,
     paces: Paces,
+    /// What channels find out of compression, by their interface.
+    findings: BTreeMap<Option<String>, Findings>,
     round: RoundStats,
     /// Pages of rounds that are over.
     placed_before: u64,
@@ -170,6 +174,7 @@ impl SourceSession {
             lanes: Vec::new(),
             next_channel: 0,
             paces: Paces::new(&options.rate_caps),
+            findings: BTreeMap::new(),
             round: RoundStats::default(),
             placed_before: 0,
             round_pages: 0,
@@ -445,6 +450,12 @@ impl State {
         let interface =
             self.lanes.iter().find(|lane| lane.id == id).and_then(|lane| lane.interface.as_deref());
         self.paces.charge(interface, now, bytes);
+    }
+
+    /// What the channels of an interface find out of compression together.
+    fn findings(&mut self, interface: Option<String>) -> Findings {
+        let others = self.findings.values().next().map(Findings::of_another_wire).unwrap_or_default();
+        self.findings.entry(interface).or_insert(others).clone()
     }
 
     fn sharing(&self, id: ChannelId) -> usize {

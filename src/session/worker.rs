@@ -11,7 +11,9 @@ use super::source::timing::TimeSplit;
 use super::striping::Work;
 use crate::channel::{ChannelError, ChannelLink, ChannelSource, Pushed};
 use crate::codec::Compressor;
-use crate::codec::level::{Choice, LevelController, PROBE_LEVEL, Queued, SAMPLE_PAGES, Sample, Sent};
+use crate::codec::level::{
+    Choice, Findings, LevelController, PROBE_LEVEL, Queued, SAMPLE_PAGES, Sample, Sent, Taken,
+};
 use crate::codec::repeated::{self, Repeated};
 use crate::memory::GuestMemory;
 use crate::units::{PageIndex, RoundId, Run};
@@ -72,14 +74,17 @@ impl Worker {
         id: ChannelId,
         source: Box<dyn ChannelSource>,
         link: Arc<dyn ChannelLink>,
+        findings: Findings,
     ) -> Self {
         let options = &shared.options;
-        let packer = (options.mode == TransferMode::Compression).then(Packer::new).and_then(|made| {
-            made.inspect_err(
-                |error| tracing::warn!(%error, "no compression on a channel; it sends pages raw"),
-            )
-            .ok()
-        });
+        let packer = (options.mode == TransferMode::Compression)
+            .then(|| Packer::new(findings, shared.begin))
+            .and_then(|made| {
+                made.inspect_err(
+                    |error| tracing::warn!(%error, "no compression on a channel; it sends pages raw"),
+                )
+                .ok()
+            });
         let cut_after = options.cut.filter(|(channel, _)| *channel == id.0 as usize).map(|(_, bytes)| bytes);
         let memory = options.memory.clone();
         Self { shared, id, source, link, memory, packer, cut_after, sorted: Sorted::default() }
@@ -190,6 +195,8 @@ fn repeated_byte(memory: &GuestMemory, page: PageIndex, any: bool) -> Option<u8>
 struct Packer {
     compressor: Compressor,
     controller: LevelController,
+    /// When the session began.
+    epoch: Instant,
     /// A private copy of pages: the guest goes on writing the originals.
     copy: Vec<u8>,
     /// When the last batch was handed over, and how much was in the socket's buffer then. `None` after the channel had
@@ -208,10 +215,11 @@ struct Packer {
 }
 
 impl Packer {
-    fn new() -> Result<Self, crate::codec::CodecError> {
+    fn new(findings: Findings, epoch: Instant) -> Result<Self, crate::codec::CodecError> {
         Ok(Self {
             compressor: Compressor::new()?,
-            controller: LevelController::new(),
+            controller: LevelController::new(findings),
+            epoch,
             copy: Vec::new(),
             mark: None,
             held: Duration::ZERO,
@@ -235,10 +243,12 @@ impl Packer {
         let queued = Queued { bytes, held_seconds: self.held.as_secs_f64(), sharing: self.sharing };
         let plan = self.controller.plan(page_bytes, queued);
         let sampling = self.try_levels(memory, runs, plan.sample);
+        let started = thread_time();
         let (compress_seconds, packed) = match plan.choice {
             Choice::Raw => (0.0, None),
             Choice::Level(level) => self.compress(memory, runs, level, plan.probe),
         };
+        let compress_cpu_seconds = thread_time().saturating_sub(started).as_secs_f64();
         let (handed, waiting) = (Instant::now(), source.backlog());
         let pushed = match packed {
             Some(packed) => source.push_packed(round, runs, packed)?,
@@ -267,11 +277,17 @@ impl Packer {
             page_bytes,
             wire_bytes: pushed.wire_bytes,
             compress_seconds,
+            compress_cpu_seconds,
             seconds: (end - begin).as_secs_f64() - sampling,
             drained_bytes: left(before),
-            taken: (taken, (end - since).as_secs_f64()),
+            taken: Taken { bytes: taken, from: self.at(since), until: self.at(end) },
         });
         Ok(pushed)
+    }
+
+    /// Seconds since the session began.
+    fn at(&self, time: Instant) -> f64 {
+        (time - self.epoch).as_secs_f64()
     }
 
     /// Compresses a batch, unless a probe shows first that it does not shrink; answers also how many seconds that took.

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Choice, Sent, WEIGHT};
+use super::{Choice, Sent, Taken, WEIGHT};
 
 /// How many bytes, and for how long, a wire must have taken before its rate is guessed.
 const GUESS: (f64, f64) = (65536.0, 0.001);
@@ -34,6 +34,11 @@ impl Factor {
         self.0.map(|(was, expected)| was / expected).filter(|value| value.is_finite() && *value > 0.0)
     }
 
+    /// As [`Factor::add`], but no more than so many times what was expected: once in a while a thread stands still for something else.
+    pub(super) fn add_at_most(&mut self, was: f64, expected: f64, times: f64) {
+        self.add(was.min(expected * times), expected);
+    }
+
     /// A part of it is forgotten.
     pub(super) fn fade(&mut self) {
         if let Some((was, expected)) = &mut self.0 {
@@ -42,26 +47,30 @@ impl Factor {
     }
 }
 
-/// How fast a wire takes bytes: at its best of late. Where processors are short the other end stands still now and then, and a wire
+/// How fast a wire takes the bytes of all channels on it: at its best of late. Where processors are short the other end stands still now and then, and a wire
 /// that seems slow for that would have more compressed, which makes processors shorter.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Rate {
     bytes: f64,
     seconds: f64,
+    /// Until when the wire is known to have been busy.
+    busy_until: f64,
     /// Seconds per byte.
     measured: VecDeque<f64>,
 }
 
 impl Rate {
-    /// The wire took so many bytes in so many seconds.
-    pub(super) fn add(&mut self, (bytes, seconds): (u64, f64)) {
-        self.bytes += bytes as f64;
-        self.seconds += seconds;
-        if self.bytes >= MEASURED {
+    /// The wire took bytes of one channel, of `sharing`. Time in which it took those of another counts once.
+    pub(super) fn add(&mut self, taken: Taken, sharing: f64) {
+        // What others sent in the same time belongs to it, and is told by now.
+        if self.bytes >= MEASURED * sharing && taken.until > self.busy_until {
             self.measured.push_back(self.seconds / self.bytes);
             self.measured.drain(..self.measured.len().saturating_sub(KEPT));
             (self.bytes, self.seconds) = (0.0, 0.0);
         }
+        self.bytes += taken.bytes as f64;
+        self.seconds += (taken.until - taken.from.max(self.busy_until)).max(0.0);
+        self.busy_until = self.busy_until.max(taken.until);
     }
 
     pub(super) fn seconds_per_byte(&self) -> Option<f64> {

@@ -207,8 +207,8 @@ impl SourceShared {
             Some(interface) => Some(interface.to_string()),
             None => interface_of(link.local().ip()).ok().flatten(),
         };
-        let lane = Lane { id, path, link: link.clone(), interface, bytes: 0, alive: true };
-        {
+        let lane = Lane { id, path, link: link.clone(), interface: interface.clone(), bytes: 0, alive: true };
+        let findings = {
             let mut state = self.lock();
             if state.ended {
                 return Err(SessionError::Ended);
@@ -216,8 +216,9 @@ impl SourceShared {
             state.lanes.push(lane);
             state.striping.add_channel(id);
             state.none_since = None;
-        }
-        let worker = Worker::new(self.clone(), id, source, link);
+            state.findings(interface)
+        };
+        let worker = Worker::new(self.clone(), id, source, link, findings);
         let shared = self.clone();
         let started =
             spawn(&format!("pf-acks-{id}"), move || shared.receive(id, receipts)).and_then(|receiver| {

@@ -255,9 +255,14 @@ fn a_rail_that_is_cut_in_a_round_leaves_its_pages_to_the_other_and_comes_back() 
     rails.ours.set_down(RAILS[1], false);
     eventually("the rail's return", || session.stats().channels.len() == 3);
     let before = session.stats().channels[2].bytes;
-    let more = rails.scribble(3000);
-    rails.round(&session, &events, 1, more);
-    assert!(session.stats().channels[2].bytes > before + 100_000);
+    // Its part of a round may be next to nothing, where the other rail's thread has the processor.
+    let mut round = 1;
+    while session.stats().channels[2].bytes < before + 100_000 {
+        assert!(round < 200, "the rail that came back carries nothing");
+        let more = rails.scribble(3000);
+        rails.round(&session, &events, round, more);
+        round += 1;
+    }
     assert_eq!(carriers(&session)[2], (TransferMode::Rdma, true));
     rails.close(session);
 }

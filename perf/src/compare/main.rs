@@ -36,7 +36,7 @@ struct Arguments {
     #[arg(long = "case", value_enum, value_delimiter = ',')]
     cases: Vec<Case>,
     /// How often each side is measured; figures are medians
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 3)]
     runs: usize,
     /// The random memory that is sent, in MiB
     #[arg(long, default_value_t = 2048)]

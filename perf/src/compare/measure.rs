@@ -135,29 +135,40 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
 /// A way to move memory, to be measured in turns with others.
 pub(crate) struct Way<'a> {
     pub(crate) name: String,
+    /// Bytes of memory that it takes from the machine.
+    pub(crate) takes: u64,
     pub(crate) run: Box<dyn Fn() -> anyhow::Result<Sample> + 'a>,
 }
 
 impl<'a> Way<'a> {
-    pub(crate) fn new(name: impl Into<String>, run: impl Fn() -> anyhow::Result<Sample> + 'a) -> Self {
-        Self { name: name.into(), run: Box::new(run) }
+    pub(crate) fn new(
+        name: impl Into<String>,
+        takes: u64,
+        run: impl Fn() -> anyhow::Result<Sample> + 'a,
+    ) -> Self {
+        Self { name: name.into(), takes, run: Box::new(run) }
     }
 }
 
-/// Measures every way `runs` times, in turns, after `before` each time. The first turn's order is the list's, and every second one
+/// Two that are compared with each other, so many times each, in an order that has each of them first as often as second: a b b a.
+pub(crate) fn alternating<T: Copy>([a, b]: [T; 2], pairs: usize) -> impl Iterator<Item = T> {
+    (0..pairs).flat_map(move |pair| if pair % 2 == 0 { [a, b] } else { [b, a] })
+}
+
+/// Measures every way `runs` times, in turns, after `before`, which is told what it takes, each time. The first turn's order is the list's, and every second one
 /// goes backwards: what a way leaves behind, in memory and in the host, meets another one then. A way that is in the list several
 /// times is measured as often in each turn.
 pub(crate) fn in_turns(
     ways: &[Way<'_>],
     runs: usize,
-    before: impl Fn() -> anyhow::Result<()>,
+    before: impl Fn(u64) -> anyhow::Result<()>,
 ) -> anyhow::Result<Vec<Side>> {
     use anyhow::Context as _;
     let mut sides: Vec<Side> = Vec::new();
     for run in 0..runs {
         for index in 0..ways.len() {
             let way = &ways[if run % 2 == 0 { index } else { ways.len() - 1 - index }];
-            before()?;
+            before(way.takes)?;
             let sample = (way.run)().with_context(|| format!("measuring {}", way.name))?;
             eprintln!(
                 "  {}: {:.3} s, {:.2} GiB/s, CPU s/GiB {:.3} + {:.3}",
@@ -220,13 +231,20 @@ mod tests {
         let order = std::cell::RefCell::new(Vec::new());
         let way = |name: &'static str| {
             let order = &order;
-            Way::new(name, move || {
+            Way::new(name, 7, move || {
                 order.borrow_mut().push(name);
                 Ok(Sample { bytes: 1, seconds: 1.0, ..Sample::default() })
             })
         };
-        let sides = in_turns(&[way("a"), way("b")], 3, || Ok(())).unwrap();
+        let taken = std::cell::Cell::new(0);
+        let before = |bytes| {
+            taken.set(taken.get() + bytes);
+            Ok(())
+        };
+        let sides = in_turns(&[way("a"), way("b")], 3, before).unwrap();
+        assert_eq!(taken.get(), 6 * 7);
         assert_eq!(*order.borrow(), ["a", "b", "b", "a", "a", "b"]);
         assert!(sides.iter().all(|side| side.samples.len() == 3));
+        assert_eq!(alternating(["a", "b"], 3).collect::<String>(), "abbaab");
     }
 }

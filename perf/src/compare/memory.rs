@@ -37,6 +37,7 @@ pub(crate) fn touch(bytes: u64) -> anyhow::Result<()> {
 /// Has the machine hold that much free memory that it used a moment ago. On virtual machines memory that was free for some
 /// seconds may be taken away and be slow to come back, which would meet whoever runs first or waits longest.
 pub(crate) fn at_hand(bytes: u64) -> anyhow::Result<()> {
+    let bytes = bytes.next_multiple_of(PAGE_SIZE);
     let status =
         std::process::Command::new(std::env::current_exe()?).args(["touch", &bytes.to_string()]).status()?;
     anyhow::ensure!(status.success(), "cannot take {bytes} bytes of memory: {status}");

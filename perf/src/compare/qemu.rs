@@ -1,5 +1,6 @@
 //! QEMU as a peer: two of them, one migrating to the other, told what to do by QMP.
 
+use std::collections::VecDeque;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -120,10 +121,12 @@ fn cpu_seconds_of(stat: &str) -> Option<f64> {
     Some(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
 }
 
-/// The monitor: one command, one answer, events skipped.
+/// The monitor: one command, one answer, and events in between.
 struct Qmp {
     stream: UnixStream,
     lines: BufReader<UnixStream>,
+    /// Those that came while an answer was waited for.
+    events: VecDeque<Value>,
 }
 
 impl Qmp {
@@ -140,8 +143,9 @@ impl Qmp {
             std::thread::sleep(LOOK);
         };
         stream.set_read_timeout(Some(PATIENCE))?;
-        let mut qmp = Self { lines: BufReader::new(stream.try_clone()?), stream };
-        qmp.lines.read_line(&mut String::new())?;
+        let lines = BufReader::new(stream.try_clone()?);
+        let mut qmp = Self { lines, stream, events: VecDeque::new() };
+        qmp.read("connecting")?;
         qmp.command("qmp_capabilities", json!({}))?;
         Ok(qmp)
     }
@@ -149,14 +153,34 @@ impl Qmp {
     fn command(&mut self, name: &str, arguments: Value) -> anyhow::Result<Value> {
         writeln!(self.stream, "{}", json!({ "execute": name, "arguments": arguments }))?;
         loop {
-            let mut line = String::new();
-            ensure!(self.lines.read_line(&mut line)? > 0, "QEMU closed its monitor at {name}");
-            let mut answer: Value = serde_json::from_str(&line)?;
+            let mut answer = self.read(name)?;
             if let Some(error) = answer.get("error") {
                 bail!("QEMU refuses {name}: {error}");
             }
             if let Some(value) = answer.get_mut("return") {
                 return Ok(value.take());
+            }
+            self.events.push_back(answer);
+        }
+    }
+
+    fn read(&mut self, during: &str) -> anyhow::Result<Value> {
+        let mut line = String::new();
+        ensure!(self.lines.read_line(&mut line)? > 0, "QEMU closed its monitor at {during}");
+        Ok(serde_json::from_str(&line)?)
+    }
+
+    /// Until a migration is over, as its events say. To be asked would cost QEMU processor time.
+    fn wait_for_migration(&mut self) -> anyhow::Result<()> {
+        loop {
+            let event = match self.events.pop_front() {
+                Some(event) => event,
+                None => self.read("its migration")?,
+            };
+            match event["data"]["status"].as_str().filter(|_| event["event"] == "MIGRATION") {
+                Some("completed") => return Ok(()),
+                Some("failed" | "cancelled") => bail!("QEMU's migration failed"),
+                _ => {}
             }
         }
     }
@@ -176,7 +200,7 @@ pub(crate) fn migrate(what: &Migration<'_>) -> anyhow::Result<Sample> {
         Qemu::start(what.destination_prefix, &what.destination, what.bytes, &destination_more, &socket_b)?;
     for side in [&mut source, &mut destination] {
         let on = |capability| json!({ "capability": capability, "state": true });
-        side.command("migrate-set-capabilities", json!({ "capabilities": [on("multifd")] }))?;
+        side.command("migrate-set-capabilities", json!({ "capabilities": [on("multifd"), on("events")] }))?;
         side.command(
             "migrate-set-parameters",
             json!({
@@ -194,17 +218,9 @@ pub(crate) fn migrate(what: &Migration<'_>) -> anyhow::Result<Sample> {
     }
     let (source_cpu, destination_cpu) = (source.cpu_seconds()?, destination.cpu_seconds()?);
     source.command("migrate", json!({ "uri": uri }))?;
-    let deadline = Instant::now() + PATIENCE;
-    let info = loop {
-        let info = source.command("query-migrate", json!({}))?;
-        match info["status"].as_str() {
-            Some("completed") => break info,
-            Some("failed" | "cancelled") => bail!("QEMU's migration failed: {info}"),
-            _ => {}
-        }
-        ensure!(Instant::now() < deadline, "QEMU's migration does not end: {info}");
-        std::thread::sleep(LOOK);
-    };
+    let over = source.monitor.wait_for_migration();
+    let info = source.command("query-migrate", json!({}))?;
+    over.with_context(|| format!("QEMU says {info}"))?;
     let mut sample = sample_of(&info, what.bytes)?;
     sample.source_cpu_seconds = source.cpu_seconds()? - source_cpu;
     sample.destination_cpu_seconds = destination.cpu_seconds()? - destination_cpu;

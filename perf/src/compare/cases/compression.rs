@@ -1,86 +1,106 @@
 //! QEMU's multifd with zstd against pageferry's compression: the RAM of a booted Linux guest, over loopback and 1 Gbit/s.
 
+use std::path::Path;
+
 use anyhow::Context;
 
-use super::{PAIRS, Setup};
-use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
-use crate::memory;
+use super::{CLOSE_PAIRS, PAIRS, Setup};
+use crate::measure::{CaseResult, Goal, Sample, Way, alternating, in_turns};
+use crate::memory::at_hand;
 use crate::network::{DESTINATION, Lab, Scratch};
 use crate::ours::{Bench, Between, bench};
 use crate::qemu::{Migration, Ram, migrate};
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Link {
+    Gigabit,
+    Loopback,
+}
+
+impl Link {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Gigabit => "1 Gbit/s",
+            Self::Loopback => "loopback",
+        }
+    }
+}
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let image = setup.booted.as_ref().context("the RAM of a booted guest is missing; --booted names it")?;
     let bytes = std::fs::metadata(image)?.len();
     let lab = Lab::up(&setup.root, &setup.binary, "1gbit")?;
     let incoming = Scratch::shared("incoming");
-    let none: Vec<String> = Vec::new();
     let between = Between {
         source_prefix: &lab.source_prefix,
         destination_prefix: &lab.destination_prefix,
         address: DESTINATION,
     };
+    let slow_address = format!("{DESTINATION}:7439");
+    let qemu = |link: Link, compression: &'static str, channels: u32| {
+        let (address, prefixes) = match link {
+            Link::Gigabit => (&*slow_address, (&*lab.source_prefix, &*lab.destination_prefix)),
+            Link::Loopback => ("127.0.0.1:7439", (&[][..], &[][..])),
+        };
+        let incoming = incoming.path();
+        Way::new(format!("qemu {} {compression} {channels}", link.name()), Setup::takes(bytes), move || {
+            let sample = migrate(&Migration {
+                source: Ram::File(image.clone()),
+                destination: Ram::File(incoming.to_owned()),
+                bytes,
+                channels,
+                compression,
+                address,
+                source_prefix: prefixes.0,
+                destination_prefix: prefixes.1,
+                machine: &["-accel".into(), "tcg".into()],
+                runs_for: None,
+                directory: &setup.directory,
+            });
+            let _ = std::fs::remove_file(incoming);
+            sample
+        })
+    };
+    let pageferry =
+        |what: String, link: Link, mode: &'static str, channels: u32, image: &Path, bytes: u64| {
+            let fill = Setup::fill(image);
+            Way::new(format!("pageferry {what} {mode} {channels}"), Setup::takes(bytes), move || {
+                let between = (link == Link::Gigabit).then_some(between);
+                bench(&Bench {
+                    binary: &setup.binary,
+                    mode,
+                    channels,
+                    fill: fill.clone(),
+                    bytes,
+                    warm: false,
+                    between,
+                })
+            })
+        };
+    let ours =
+        |link: Link, mode, channels| pageferry(link.name().to_owned(), link, mode, channels, image, bytes);
+    // What is compared is measured several times a turn: single moves differ by a third.
+    let (pairs, close_pairs) = if setup.quick { (1, 1) } else { (PAIRS, CLOSE_PAIRS) };
     let mut ways = Vec::new();
-    for slow in [true, false] {
-        let link = if slow { "1 Gbit/s" } else { "loopback" };
-        let prefixes = if slow { (&lab.source_prefix, &lab.destination_prefix) } else { (&none, &none) };
-        let address = if slow { format!("{DESTINATION}:7439") } else { "127.0.0.1:7439".to_owned() };
-        let channels: &[u32] = if setup.quick { &[2] } else { &[1, 2] };
-        for &channels in channels {
-            // What is compared is measured several times a turn: single moves differ by a third.
-            let zstd = if slow { PAIRS } else { 1 };
-            for compression in std::iter::repeat_n("zstd", zstd).chain(["none"]) {
-                let (address, incoming) = (address.clone(), incoming.path().to_owned());
-                ways.push(Way::new(format!("qemu {link} {compression} {channels}"), move || {
-                    let sample = migrate(&Migration {
-                        source: Ram::File(image.clone()),
-                        destination: Ram::File(incoming.clone()),
-                        bytes,
-                        channels,
-                        compression,
-                        address: &address,
-                        source_prefix: prefixes.0,
-                        destination_prefix: prefixes.1,
-                        machine: &["-accel".into(), "tcg".into()],
-                        runs_for: None,
-                        directory: &setup.directory,
-                    });
-                    let _ = std::fs::remove_file(&incoming);
-                    sample
-                }));
-            }
-            let modes = if slow { vec!["compression"; PAIRS] } else { in_pairs(PAIRS).collect() };
-            for mode in modes.into_iter().chain(slow.then_some("tcp")) {
-                ways.push(Way::new(format!("pageferry {link} {mode} {channels}"), move || {
-                    bench(&Bench {
-                        binary: &setup.binary,
-                        mode,
-                        channels,
-                        fill: Setup::fill(image),
-                        bytes,
-                        warm: false,
-                        between: slow.then_some(between),
-                    })
-                }));
-            }
+    for &channels in if setup.quick { &[2][..] } else { &[1, 2] } {
+        for is_qemu in alternating([true, false], pairs) {
+            ways.push(if is_qemu {
+                qemu(Link::Gigabit, "zstd", channels)
+            } else {
+                ours(Link::Gigabit, "compression", channels)
+            });
         }
+        ways.extend([qemu(Link::Gigabit, "none", channels), ours(Link::Gigabit, "tcp", channels)]);
+        ways.extend([qemu(Link::Loopback, "zstd", channels), qemu(Link::Loopback, "none", channels)]);
+    }
+    for mode in alternating(["compression", "tcp"], close_pairs) {
+        ways.push(ours(Link::Loopback, mode, 2));
     }
     // Memory that compression finds nothing in, on a link faster than it.
-    for mode in in_pairs(PAIRS) {
-        ways.push(Way::new(format!("pageferry random {mode} 2"), move || {
-            bench(&Bench {
-                binary: &setup.binary,
-                mode,
-                channels: 2,
-                fill: Setup::fill(&setup.random),
-                bytes: setup.bytes,
-                warm: false,
-                between: None,
-            })
-        }));
+    for mode in alternating(["compression", "tcp"], close_pairs) {
+        ways.push(pageferry("random".into(), Link::Loopback, mode, 2, &setup.random, setup.bytes));
     }
-    // Both the copy of the image that bench sends and the memory that arrives.
-    let sides = in_turns(&ways, setup.runs, || memory::at_hand(bytes.max(setup.bytes) * 5 / 2))?;
+    let sides = in_turns(&ways, setup.runs, at_hand)?;
     let how = "rates are of the guest's whole memory; the number is that of channels";
     let mut result = CaseResult { case: "compression".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;
@@ -116,10 +136,6 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
         Some(Goal::AtLeast(0.95)),
     );
     Ok(result)
-}
-
-fn in_pairs(pairs: usize) -> impl Iterator<Item = &'static str> {
-    ["compression", "tcp"].into_iter().cycle().take(2 * pairs)
 }
 
 fn rates(result: &CaseResult, of: fn(&Sample) -> f64) -> Vec<(String, f64)> {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Setup;
 use crate::measure::{CaseResult, Sample, Way, in_turns};
-use crate::memory;
+use crate::memory::at_hand;
 use crate::network::Scratch;
 use crate::ours::demo;
 use crate::qemu::{Migration, Ram, migrate};
@@ -69,7 +69,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let (outgoing, incoming) = (Scratch::shared("outgoing"), Scratch::shared("arriving"));
     let (rom, used) = (rom.display().to_string(), USED.to_string());
     let machine = ["-accel".to_owned(), "tcg".into(), "-bios".into(), rom];
-    let qemu = Way::new("qemu 2", || {
+    let qemu = Way::new("qemu 2", Setup::takes(MEMORY), || {
         let sample = migrate(&Migration {
             source: Ram::File(outgoing.path().to_owned()),
             destination: Ram::File(incoming.path().to_owned()),
@@ -88,12 +88,12 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
         }
         sample
     });
-    let ours = Way::new("pageferry 2", || {
+    let ours = Way::new("pageferry 2", Setup::takes(MEMORY), || {
         let fixed = ["--guest", "kvm", "--program", "stream", "--memory", "1GiB", "--mode", "tcp"];
         let varied = ["--channels", "2", "--touch", &used, "--dirty-rate", RATE];
         demo(&setup.binary, &[&fixed[..], &varied[..]].concat())
     });
-    let sides = in_turns(&[qemu, ours], setup.runs, || memory::at_hand(MEMORY * 3))?;
+    let sides = in_turns(&[qemu, ours], setup.runs, at_hand)?;
     let how = "1 GiB, 256 MiB of it in use, all of which the guest writes page after page at 50 MiB/s; both may stand still for \
                300 ms; QEMU tells its own downtime, pageferry what the guest saw";
     let mut result = CaseResult { case: "downtime".into(), how: how.into(), sides, ratios: Vec::new() };

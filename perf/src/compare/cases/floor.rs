@@ -1,16 +1,17 @@
 //! pageferry's tcp mode against the cheapest known way to move the same bytes, both into memory that is populated already.
 
 use super::Setup;
+use crate::iperf;
 use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
+use crate::memory::at_hand;
 use crate::ours::{self, Bench, bench};
-use crate::{iperf, memory};
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
-    let mut ways = Vec::new();
+    let (mut ways, takes) = (Vec::new(), Setup::takes(setup.bytes));
     for channels in [1, 2] {
         for warm in [true, false] {
             let state = if warm { "populated" } else { "fresh" };
-            ways.push(Way::new(format!("pageferry {state} {channels}"), move || {
+            ways.push(Way::new(format!("pageferry {state} {channels}"), takes, move || {
                 bench(&Bench {
                     binary: &setup.binary,
                     mode: "tcp",
@@ -23,15 +24,17 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             }));
         }
         for way in ["sendfile", "vmsplice"] {
-            ways.push(Way::new(format!("floor {way} {channels}"), move || {
+            ways.push(Way::new(format!("floor {way} {channels}"), takes, move || {
                 ours::floor(&setup.random, way, channels)
             }));
         }
         for (name, zero_copy) in [("iperf3", false), ("iperf3 -Z", true)] {
-            ways.push(Way::new(format!("{name} {channels}"), move || iperf::run(channels.into(), zero_copy)));
+            ways.push(Way::new(format!("{name} {channels}"), 64 << 20, move || {
+                iperf::run(channels.into(), zero_copy)
+            }));
         }
     }
-    let sides = in_turns(&ways, setup.runs, || memory::at_hand(setup.bytes * 5 / 2))?;
+    let sides = in_turns(&ways, setup.runs, at_hand)?;
     let how = "the floor receives into populated memory in huge pages; iperf3 throws away what comes from a buffer that stays \
                in the cache; the number is that of channels";
     let mut result = CaseResult { case: "floor".into(), how: how.into(), sides, ratios: Vec::new() };

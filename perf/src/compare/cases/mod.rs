@@ -16,6 +16,9 @@ use crate::measure::CaseResult;
 /// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
 const PAIRS: usize = 4;
 
+/// The same where what is asked is whether two of them are equal.
+const CLOSE_PAIRS: usize = 8;
+
 /// What can be compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Case {
@@ -72,6 +75,11 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// Memory that a move of so much takes: what bench sends is a copy, as much arrives, and there are processes.
+    pub(crate) fn takes(bytes: u64) -> u64 {
+        2 * bytes + (512 << 20)
+    }
+
     /// `--fill` for an image.
     pub(crate) fn fill(image: &Path) -> String {
         format!("file:{}", image.display())

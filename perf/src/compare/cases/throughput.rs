@@ -2,6 +2,7 @@
 
 use super::Setup;
 use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
+use crate::memory::at_hand;
 use crate::network::Scratch;
 use crate::ours::{Bench, bench};
 use crate::qemu::{Migration, Ram, migrate};
@@ -10,13 +11,13 @@ const CHANNELS: [u32; 3] = [1, 2, 4];
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let incoming = Scratch::shared("incoming");
-    let mut ways = Vec::new();
+    let (mut ways, takes) = (Vec::new(), Setup::takes(setup.bytes));
     let channels = if setup.quick { &CHANNELS[1..2] } else { &CHANNELS[..] };
     for &channels in channels {
         for (name, destination) in
             [("file", Ram::File(incoming.path().to_owned())), ("private", Ram::Private)]
         {
-            ways.push(Way::new(format!("qemu {name} {channels}"), move || {
+            ways.push(Way::new(format!("qemu {name} {channels}"), takes, move || {
                 let sample = migrate(&Migration {
                     source: Ram::File(setup.random.clone()),
                     destination: destination.clone(),
@@ -37,7 +38,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
                 sample
             }));
         }
-        ways.push(Way::new(format!("pageferry {channels}"), move || {
+        ways.push(Way::new(format!("pageferry {channels}"), takes, move || {
             bench(&Bench {
                 binary: &setup.binary,
                 mode: "tcp",
@@ -49,8 +50,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             })
         }));
     }
-    // Both the copy of the image that bench sends and the memory that arrives.
-    let sides = in_turns(&ways, setup.runs, || crate::memory::at_hand(setup.bytes * 5 / 2))?;
+    let sides = in_turns(&ways, setup.runs, at_hand)?;
     let how = "fresh memory at the destination; QEMU's is a file in shared memory as at the source (file), or private with \
                transparent huge pages (private); pageferry's a file in shared memory; the number is that of channels";
     let mut result = CaseResult { case: "throughput".into(), how: how.into(), sides, ratios: Vec::new() };

@@ -11,6 +11,7 @@ mod network;
 mod ours;
 mod plot;
 mod qemu;
+mod ratio;
 mod table;
 
 use std::path::PathBuf;

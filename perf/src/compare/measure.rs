@@ -1,6 +1,8 @@
-//! Samples, medians and ratios: all that the cases have in common.
+//! Samples, sides and turns: all that the cases have in common.
 
 use serde::{Deserialize, Serialize};
+
+use crate::ratio::{Figures, Goal, Ratio, median};
 
 pub(crate) const GIB: f64 = (1_u64 << 30) as f64;
 
@@ -50,37 +52,10 @@ impl Side {
     pub(crate) fn median(&self, of: impl Fn(&Sample) -> f64) -> f64 {
         median(self.samples.iter().map(of))
     }
-}
 
-/// How one figure relates to another.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) struct Ratio {
-    pub(crate) what: String,
-    pub(crate) value: f64,
-    /// What it is to be; `None` for what is told for context.
-    pub(crate) goal: Option<Goal>,
-}
-
-/// What a ratio is to be.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Goal {
-    AtLeast(f64),
-    AtMost(f64),
-}
-
-impl Goal {
-    pub(crate) fn is_met(self, value: f64) -> bool {
-        match self {
-            Self::AtLeast(least) => value >= least,
-            Self::AtMost(most) => value <= most,
-        }
-    }
-}
-
-impl Ratio {
-    pub(crate) fn new(what: impl Into<String>, value: f64, goal: Option<Goal>) -> Self {
-        Self { what: what.into(), value, goal }
+    /// What ratios are made of.
+    pub(crate) fn figures(&self, of: impl Fn(&Sample) -> f64) -> Figures {
+        Figures(self.samples.iter().map(of).collect())
     }
 }
 
@@ -107,28 +82,27 @@ impl CaseResult {
             .max_by(|a, b| a.median(&of).total_cmp(&b.median(&of)))
     }
 
+    /// A figure of the fastest side whose name begins like the one, and of the fastest whose name begins like the other.
+    pub(crate) fn of_best(
+        &self,
+        above: &str,
+        below: &str,
+        of: impl Fn(&Sample) -> f64,
+    ) -> (Option<Figures>, Option<Figures>) {
+        let best = |begins| self.best(begins, Sample::gib_per_second).map(|side| side.figures(&of));
+        (best(above), best(below))
+    }
+
     /// Notes the ratio of a figure of one side to that of another. Sides that were not measured give none.
     pub(crate) fn ratio(
         &mut self,
         what: &str,
-        (above, below): (Option<f64>, Option<f64>),
+        (above, below): (Option<Figures>, Option<Figures>),
         goal: Option<Goal>,
     ) {
         if let (Some(above), Some(below)) = (above, below) {
-            self.ratios.push(Ratio::new(what, above / below, goal));
+            self.ratios.push(Ratio::of(what, &above, &below, goal));
         }
-    }
-}
-
-/// The middle one, or the mean of the two in the middle; NaN of none.
-pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
-    let mut sorted: Vec<f64> = values.collect();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.get(middle) {
-        None => f64::NAN,
-        Some(upper) if sorted.len() % 2 == 1 => *upper,
-        Some(upper) => (sorted[middle - 1] + upper) / 2.0,
     }
 }
 
@@ -150,9 +124,11 @@ impl<'a> Way<'a> {
     }
 }
 
-/// Two that are compared with each other, so many times each, in an order that has each of them first as often as second: a b b a.
-pub(crate) fn alternating<T: Copy>([a, b]: [T; 2], pairs: usize) -> impl Iterator<Item = T> {
-    (0..pairs).flat_map(move |pair| if pair % 2 == 0 { [a, b] } else { [b, a] })
+/// Those that are compared with each other, so many times each, in an order that has the first of them last every second time:
+/// a b b a.
+pub(crate) fn alternating<T: Copy, const N: usize>(all: [T; N], times: usize) -> impl Iterator<Item = T> {
+    (0..times)
+        .flat_map(move |time| (0..N).map(move |at| all[if time.is_multiple_of(2) { at } else { N - 1 - at }]))
 }
 
 /// Measures every way `runs` times, in turns, after `before`, which is told what it takes, each time. The first turn's order is the list's, and every second one
@@ -197,13 +173,6 @@ mod tests {
     }
 
     #[test]
-    fn the_median_is_in_the_middle() {
-        assert_eq!(median([3.0, 1.0, 2.0].into_iter()), 2.0);
-        assert_eq!(median([4.0, 1.0, 2.0, 3.0].into_iter()), 2.5);
-        assert!(median(std::iter::empty()).is_nan());
-    }
-
-    #[test]
     fn the_best_of_a_kind_is_found_and_compared() {
         let sides = vec![
             side("qemu 1", &[4.0, 1.0, 4.0]),
@@ -215,15 +184,12 @@ mod tests {
         let best = result.best("qemu", Sample::gib_per_second).unwrap();
         assert_eq!(best.name, "qemu 2");
         let ours =
-            result.best("ours", Sample::gib_per_second).map(|side| side.median(Sample::gib_per_second));
-        let theirs = Some(best.median(Sample::gib_per_second));
-        result.ratio("rate", (ours, theirs), Some(Goal::AtLeast(3.0)));
+            result.best("ours", Sample::gib_per_second).map(|side| side.figures(Sample::gib_per_second));
+        let theirs = Some(best.figures(Sample::gib_per_second));
+        result.ratio("rate", (ours, theirs.clone()), Some(Goal::AtLeast(3.0)));
         result.ratio("nothing", (None, theirs), None);
         assert_eq!(result.ratios.len(), 1);
         assert_eq!(result.ratios[0].value, 4.0);
-        assert!(
-            Goal::AtLeast(3.0).is_met(4.0) && !Goal::AtMost(3.0).is_met(4.0) && Goal::AtMost(4.0).is_met(4.0)
-        );
     }
 
     #[test]
@@ -246,5 +212,6 @@ mod tests {
         assert_eq!(*order.borrow(), ["a", "b", "b", "a", "a", "b"]);
         assert!(sides.iter().all(|side| side.samples.len() == 3));
         assert_eq!(alternating(["a", "b"], 3).collect::<String>(), "abbaab");
+        assert_eq!(alternating(["a", "b", "c"], 2).collect::<String>(), "abccba");
     }
 }

@@ -2,7 +2,8 @@
 
 use std::fmt::Write as _;
 
-use crate::measure::{CaseResult, Goal, Sample};
+use crate::measure::{CaseResult, Sample};
+use crate::ratio::Goal;
 
 /// All medians, case by case, and at the end every ratio with its goal.
 pub(crate) fn of(results: &[CaseResult]) -> String {
@@ -46,19 +47,18 @@ fn figures(result: &CaseResult, text: &mut String) {
 fn ratios(results: &[CaseResult], text: &mut String) {
     let all = || results.iter().flat_map(|result| &result.ratios);
     let width = all().map(|ratio| ratio.what.chars().count()).max().unwrap_or(0);
-    let _ = writeln!(text, "\n{:width$} {:>9} {:>10}", "ratio of medians", "value", "goal");
+    let (value, chance, goal) = ("value", "9 in 10 draws", "goal");
+    let _ = writeln!(text, "\n{:width$} {value:>9} {chance:>16} {goal:>10}", "ratio of medians");
     for ratio in all() {
-        let (goal, verdict) = match ratio.goal {
-            None => (String::new(), ""),
-            Some(goal) => {
-                let words = match goal {
-                    Goal::AtLeast(least) => format!(">= {least}"),
-                    Goal::AtMost(most) => format!("<= {most}"),
-                };
-                (words, if goal.is_met(ratio.value) { "met" } else { "not met" })
-            }
+        let chance =
+            ratio.nine_in_ten.map_or_else(String::new, |[low, high]| format!("{low:.3} to {high:.3}"));
+        let goal = match ratio.goal {
+            None => String::new(),
+            Some(Goal::AtLeast(least)) => format!(">= {least}"),
+            Some(Goal::AtMost(most)) => format!("<= {most}"),
         };
-        let line = format!("{:width$} {:>9.3} {goal:>10} {verdict}", ratio.what, ratio.value);
+        let (what, value, verdict) = (&ratio.what, ratio.value, ratio.verdict());
+        let line = format!("{what:width$} {value:>9.3} {chance:>16} {goal:>10} {verdict}");
         let _ = writeln!(text, "{}", line.trim_end());
     }
 }
@@ -66,7 +66,8 @@ fn ratios(results: &[CaseResult], text: &mut String) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::measure::{Ratio, Side};
+    use crate::measure::Side;
+    use crate::ratio::{Figures, Ratio};
 
     #[test]
     fn a_table_says_which_goals_are_met() {
@@ -77,23 +78,20 @@ mod tests {
             downtime_seconds: Some(0.0123),
             ..Sample::default()
         };
+        let ratio =
+            |above: &[f64], goal| Ratio::of("ratio", &Figures(above.to_vec()), &Figures::exact(1.0), goal);
         let result = CaseResult {
             case: "throughput".into(),
             how: "in turns".into(),
             sides: vec![Side { name: "ours".into(), samples: vec![sample] }],
-            ratios: vec![
-                Ratio::new("rate", 3.5, Some(Goal::AtLeast(3.0))),
-                Ratio::new("CPU", 0.25, Some(Goal::AtMost(0.2))),
-                Ratio::new("context", 1.0, None),
-            ],
+            ratios: vec![ratio(&[3.5; 3], Some(Goal::AtLeast(3.0))), ratio(&[0.25], Some(Goal::AtMost(0.2)))],
         };
         let text = of(&[result]);
         for expected in [
             "throughput (in turns)",
             "  ours     0.500     2.00    0.100 s/GiB  0.000 s/GiB         0     1  downtime 12.3 ms",
-            "rate        3.500       >= 3 met",
-            "CPU         0.250     <= 0.2 not met",
-            "context     1.000\n",
+            "ratio     3.500   3.500 to 3.500       >= 3 met\n",
+            "ratio     0.250                      <= 0.2 not met\n",
         ] {
             assert!(text.contains(expected), "{expected}\nis not in\n{text}");
         }

@@ -1,15 +1,14 @@
 //! QEMU's multifd with zstd against pageferry's compression: the RAM of a booted Linux guest, over loopback and 1 Gbit/s.
 
-use std::path::Path;
-
 use anyhow::Context;
 
 use super::{CLOSE_PAIRS, PAIRS, Setup};
-use crate::measure::{CaseResult, Goal, Sample, Way, alternating, in_turns};
+use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
 use crate::memory::at_hand;
 use crate::network::{DESTINATION, Lab, Scratch};
 use crate::ours::{Bench, Between, bench};
 use crate::qemu::{Migration, Ram, migrate};
+use crate::ratio::Goal;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Link {
@@ -61,24 +60,11 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             sample
         })
     };
-    let pageferry =
-        |what: String, link: Link, mode: &'static str, channels: u32, image: &Path, bytes: u64| {
-            let fill = Setup::fill(image);
-            Way::new(format!("pageferry {what} {mode} {channels}"), Setup::takes(bytes), move || {
-                let between = (link == Link::Gigabit).then_some(between);
-                bench(&Bench {
-                    binary: &setup.binary,
-                    mode,
-                    channels,
-                    fill: fill.clone(),
-                    bytes,
-                    warm: false,
-                    between,
-                })
-            })
-        };
-    let ours =
-        |link: Link, mode, channels| pageferry(link.name().to_owned(), link, mode, channels, image, bytes);
+    let over_gigabit = |mode, channels| {
+        let (binary, fill, between) = (&setup.binary, Setup::fill(image), Some(between));
+        let what = Bench { binary, mode, channels, fill, bytes, warm: false, between };
+        pageferry(format!("1 Gbit/s {mode} {channels}"), what)
+    };
     // What is compared is measured several times a turn: single moves differ by a third.
     let (pairs, close_pairs) = if setup.quick { (1, 1) } else { (PAIRS, CLOSE_PAIRS) };
     let mut ways = Vec::new();
@@ -87,57 +73,46 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             ways.push(if is_qemu {
                 qemu(Link::Gigabit, "zstd", channels)
             } else {
-                ours(Link::Gigabit, "compression", channels)
+                over_gigabit("compression", channels)
             });
         }
-        ways.extend([qemu(Link::Gigabit, "none", channels), ours(Link::Gigabit, "tcp", channels)]);
+        ways.extend([qemu(Link::Gigabit, "none", channels), over_gigabit("tcp", channels)]);
         ways.extend([qemu(Link::Loopback, "zstd", channels), qemu(Link::Loopback, "none", channels)]);
     }
-    for mode in alternating(["compression", "tcp"], close_pairs) {
-        ways.push(ours(Link::Loopback, mode, 2));
-    }
-    // Memory that compression finds nothing in, on a link faster than it.
-    for mode in alternating(["compression", "tcp"], close_pairs) {
-        ways.push(pageferry("random".into(), Link::Loopback, mode, 2, &setup.random, setup.bytes));
+    // A link faster than any compressor; in random bytes it finds nothing.
+    for (name, image, bytes) in [("booted", image, bytes), ("random", &setup.random, setup.bytes)] {
+        for (state, warm) in [("fresh", false), ("populated", true)] {
+            for mode in alternating(["compression", "tcp"], close_pairs) {
+                let (binary, fill) = (&setup.binary, Setup::fill(image));
+                let what = Bench { binary, mode, channels: 2, fill, bytes, warm, between: None };
+                ways.push(pageferry(format!("loopback {name} {state} {mode} 2"), what));
+            }
+        }
     }
     let sides = in_turns(&ways, setup.runs, at_hand)?;
-    let how = "rates are of the guest's whole memory; the number is that of channels";
+    let how = "rates are of the guest's whole memory; over loopback pageferry's of the booted guest or of random bytes, into fresh \
+               memory or into memory that is populated already; the number is that of channels";
     let mut result = CaseResult { case: "compression".into(), how: how.into(), sides, ratios: Vec::new() };
-    let rate = Sample::gib_per_second;
-    let (of, cpu) = (rates(&result, rate), rates(&result, Sample::source_cpu_per_gib));
-    let best = |name: &str| {
-        of.iter().filter(|(known, _)| known.starts_with(name)).map(|(_, rate)| *rate).reduce(f64::max)
-    };
-    let best_cpu = |name: &str| {
-        let fastest =
-            of.iter().filter(|(known, _)| known.starts_with(name)).max_by(|a, b| a.1.total_cmp(&b.1))?;
-        cpu.iter().find(|(known, _)| *known == fastest.0).map(|(_, cpu)| *cpu)
-    };
-    let pair = |of: &dyn Fn(&str) -> Option<f64>, above: &str, below: &str| (of(above), of(below));
+    let (rate, cpu) = (Sample::gib_per_second, Sample::source_cpu_per_gib);
     let (ours, theirs) = ("pageferry 1 Gbit/s compression", "qemu 1 Gbit/s zstd");
-    result.ratio(
-        "1 Gbit/s: compression rate / QEMU zstd's",
-        pair(&best, ours, theirs),
-        Some(Goal::AtLeast(1.5)),
-    );
-    result.ratio(
-        "1 Gbit/s: compression source CPU / QEMU zstd's",
-        pair(&best_cpu, ours, theirs),
-        Some(Goal::AtMost(0.5)),
-    );
-    result.ratio("1 Gbit/s: compression rate / tcp's", pair(&best, ours, "pageferry 1 Gbit/s tcp"), None);
-    let (ours, tcp) = ("pageferry loopback compression", "pageferry loopback tcp");
-    result.ratio("loopback: compression rate / QEMU zstd's", pair(&best, ours, "qemu loopback zstd"), None);
-    result.ratio("loopback: compression rate / tcp's", pair(&best, ours, tcp), Some(Goal::AtLeast(0.95)));
-    let (ours, tcp) = ("pageferry random compression", "pageferry random tcp");
-    result.ratio(
-        "loopback, random: compression rate / tcp's",
-        pair(&best, ours, tcp),
-        Some(Goal::AtLeast(0.95)),
-    );
+    let (rates, cpus) = (result.of_best(ours, theirs, rate), result.of_best(ours, theirs, cpu));
+    result.ratio("1 Gbit/s: compression rate / QEMU zstd's", rates, Some(Goal::AtLeast(1.5)));
+    result.ratio("1 Gbit/s: compression source CPU / QEMU zstd's", cpus, Some(Goal::AtMost(0.5)));
+    let tcp = result.of_best(ours, "pageferry 1 Gbit/s tcp", rate);
+    result.ratio("1 Gbit/s: compression rate / tcp's", tcp, None);
+    let zstd = result.of_best("pageferry loopback booted fresh compression", "qemu loopback zstd", rate);
+    result.ratio("loopback: compression rate / QEMU zstd's", zstd, None);
+    for name in ["booted", "random"] {
+        for state in ["fresh", "populated"] {
+            let side = |mode| format!("pageferry loopback {name} {state} {mode}");
+            let rates = result.of_best(&side("compression"), &side("tcp"), rate);
+            let what = format!("loopback, {name}, {state} memory: compression rate / tcp's");
+            result.ratio(&what, rates, Some(Goal::AtLeast(0.95)));
+        }
+    }
     Ok(result)
 }
 
-fn rates(result: &CaseResult, of: fn(&Sample) -> f64) -> Vec<(String, f64)> {
-    result.sides.iter().map(|side| (side.name.clone(), side.median(of))).collect()
+fn pageferry(name: String, what: Bench<'_>) -> Way<'_> {
+    Way::new(format!("pageferry {name}"), Setup::takes(what.bytes), move || bench(&what))
 }

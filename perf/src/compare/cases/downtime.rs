@@ -97,11 +97,11 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let how = "1 GiB, 256 MiB of it in use, all of which the guest writes page after page at 50 MiB/s; both may stand still for \
                300 ms; QEMU tells its own downtime, pageferry what the guest saw";
     let mut result = CaseResult { case: "downtime".into(), how: how.into(), sides, ratios: Vec::new() };
-    let median = |name: &str, of: fn(&Sample) -> f64| result.side(name).map(|side| side.median(of));
+    let figures = |name: &str, of: fn(&Sample) -> f64| result.side(name).map(|side| side.figures(of));
     let downtime = |sample: &Sample| sample.downtime_seconds.unwrap_or(f64::NAN);
-    let downtimes = (median("pageferry 2", downtime), median("qemu 2", downtime));
+    let downtimes = (figures("pageferry 2", downtime), figures("qemu 2", downtime));
     let total = |sample: &Sample| sample.seconds;
-    let totals = (median("pageferry 2", total), median("qemu 2", total));
+    let totals = (figures("pageferry 2", total), figures("qemu 2", total));
     result.ratio("dirtying guest: downtime / QEMU's", downtimes, None);
     result.ratio("dirtying guest: total time / QEMU's", totals, None);
     Ok(result)

@@ -1,33 +1,39 @@
 //! pageferry's tcp mode against the cheapest known way to move the same bytes, both into memory that is populated already.
 
-use super::Setup;
+use super::{PAIRS, Setup};
 use crate::iperf;
-use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
+use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
 use crate::memory::at_hand;
 use crate::ours::{self, Bench, bench};
+use crate::ratio::Goal;
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let (mut ways, takes) = (Vec::new(), Setup::takes(setup.bytes));
+    let pageferry = |warm: bool, channels: u32| {
+        let state = if warm { "populated" } else { "fresh" };
+        Way::new(format!("pageferry {state} {channels}"), takes, move || {
+            bench(&Bench {
+                binary: &setup.binary,
+                mode: "tcp",
+                channels,
+                fill: Setup::fill(&setup.random),
+                bytes: setup.bytes,
+                warm,
+                between: None,
+            })
+        })
+    };
     for channels in [1, 2] {
-        for warm in [true, false] {
-            let state = if warm { "populated" } else { "fresh" };
-            ways.push(Way::new(format!("pageferry {state} {channels}"), takes, move || {
-                bench(&Bench {
-                    binary: &setup.binary,
-                    mode: "tcp",
-                    channels,
-                    fill: Setup::fill(&setup.random),
-                    bytes: setup.bytes,
-                    warm,
-                    between: None,
-                })
-            }));
+        let times = if setup.quick { 1 } else { PAIRS };
+        for floor in alternating([None, Some("vmsplice"), Some("sendfile")], times) {
+            ways.push(match floor {
+                None => pageferry(true, channels),
+                Some(way) => Way::new(format!("floor {way} {channels}"), takes, move || {
+                    ours::floor(&setup.random, way, channels)
+                }),
+            });
         }
-        for way in ["sendfile", "vmsplice"] {
-            ways.push(Way::new(format!("floor {way} {channels}"), takes, move || {
-                ours::floor(&setup.random, way, channels)
-            }));
-        }
+        ways.push(pageferry(false, channels));
         for (name, zero_copy) in [("iperf3", false), ("iperf3 -Z", true)] {
             ways.push(Way::new(format!("{name} {channels}"), 64 << 20, move || {
                 iperf::run(channels.into(), zero_copy)
@@ -39,19 +45,18 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
                in the cache; the number is that of channels";
     let mut result = CaseResult { case: "floor".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;
-    let median = |begins: &str| result.best(begins, rate).map(|side| side.median(rate));
-    let (warm, fresh, floor) = (median("pageferry populated"), median("pageferry fresh"), median("floor"));
-    let (plain, zero_copy) = (median("iperf3 -Z"), median("iperf3"));
-    let iperf = plain.into_iter().chain(zero_copy).reduce(f64::max);
+    let best = |begins: &str| result.best(begins, rate).map(|side| side.figures(rate));
+    let (warm, fresh, floor) = (best("pageferry populated"), best("pageferry fresh"), best("floor"));
+    let iperf = best("iperf3");
     let cpu = |begins: &str| {
         result
             .best(begins, rate)
-            .map(|side| side.median(|sample| sample.source_cpu_per_gib() + sample.destination_cpu_per_gib()))
+            .map(|side| side.figures(|sample| sample.source_cpu_per_gib() + sample.destination_cpu_per_gib()))
     };
     let (our_cpu, floor_cpu) = (cpu("pageferry populated"), cpu("floor"));
-    result.ratio("tcp rate / floor's, populated memory", (warm, floor), Some(Goal::AtLeast(0.95)));
+    result.ratio("tcp rate / floor's, populated memory", (warm, floor.clone()), Some(Goal::AtLeast(0.95)));
     result.ratio("tcp CPU of both ends / floor's, populated memory", (our_cpu, floor_cpu), None);
-    result.ratio("tcp rate, fresh memory / floor's, populated memory", (fresh, floor), None);
+    result.ratio("tcp rate, fresh memory / floor's, populated memory", (fresh, floor.clone()), None);
     result.ratio("floor's rate / iperf3's best", (floor, iperf), None);
     Ok(result)
 }

@@ -5,7 +5,8 @@ use std::process::Command;
 use anyhow::{Context, ensure};
 
 use super::Setup;
-use crate::measure::{CaseResult, Goal, Sample, Side};
+use crate::measure::{CaseResult, Sample, Side};
+use crate::ratio::Goal;
 
 /// A row: MTU, queue pairs, case, program, MiB/s, CPU ms/MiB of both ends.
 const COLUMNS: usize = 6;
@@ -49,11 +50,11 @@ fn of(rows: &str) -> anyhow::Result<CaseResult> {
     let mut result = CaseResult { case: "rdma".into(), how: how.into(), sides, ratios: Vec::new() };
     for (what, scattered) in &compared {
         let rate = |program: &str| {
-            result.side(&format!("{program}, {what}")).map(|side| side.median(Sample::gib_per_second))
+            result.side(&format!("{program}, {what}")).map(|side| side.figures(Sample::gib_per_second))
         };
         let (ours, plain, lists) = (rate("pageferry"), rate("ib"), rate("ib-lists"));
         let goal = Goal::AtLeast(if *scattered { 0.8 } else { 0.97 });
-        result.ratio(&format!("rdma rate / ib_write_bw's, {what}"), (ours, plain), Some(goal));
+        result.ratio(&format!("rdma rate / ib_write_bw's, {what}"), (ours.clone(), plain), Some(goal));
         result.ratio(&format!("rdma rate / ib_write_bw's with lists, {what}"), (ours, lists), None);
     }
     Ok(result)

@@ -1,9 +1,10 @@
 //! How cost grows: with channels, with memory, and with the part of a large memory that is in use.
 
 use super::{CLOSE_PAIRS, PAIRS, Setup};
-use crate::measure::{CaseResult, Goal, Sample, Way, alternating, in_turns};
+use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
 use crate::memory::at_hand;
 use crate::ours::{Bench, bench};
+use crate::ratio::{Figures, Goal};
 
 /// The large memory whose part in use is varied.
 const SPARSE: u64 = 256 << 30;
@@ -60,15 +61,16 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let sides = in_turns(&ways, setup.runs, at_hand)?;
     let how = "tcp over loopback into fresh memory; rates are of the whole memory, in use or not";
     let mut result = CaseResult { case: "scaling".into(), how: how.into(), sides, ratios: Vec::new() };
-    let seconds = |name: &str| result.side(name).map(|side| side.median(|sample| sample.seconds));
+    let seconds = |name: &str| result.side(name).map(|side| side.figures(|sample| sample.seconds));
     let dense = seconds("1 GiB of 1 GiB");
     let engine = |name: &str| {
         let side = result.side(name)?;
-        side.samples.iter().filter_map(|sample: &Sample| sample.engine_bytes).max().map(|bytes| bytes as f64)
+        let most = side.samples.iter().filter_map(|sample: &Sample| sample.engine_bytes).max();
+        most.map(|bytes| Figures::exact(bytes as f64))
     };
     let allowed = (64 << 20) as f64 + SPARSE as f64 / 1e4;
-    let held = (engine("1 GiB of 256 GiB, one piece"), Some(allowed));
-    let one_piece = (seconds("1 GiB of 256 GiB, one piece"), dense);
+    let held = (engine("1 GiB of 256 GiB, one piece"), Some(Figures::exact(allowed)));
+    let one_piece = (seconds("1 GiB of 256 GiB, one piece"), dense.clone());
     let scattered = (seconds("1 GiB of 256 GiB, scattered"), dense);
     let goal = Some(Goal::AtMost(1.2));
     result.ratio("sparse: 1 GiB of 256 GiB, one piece / 1 GiB of 1 GiB", one_piece, goal);

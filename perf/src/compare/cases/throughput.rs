@@ -1,11 +1,12 @@
 //! QEMU's multifd against pageferry's tcp mode, over loopback: 2 GiB of random bytes in a shared file.
 
 use super::Setup;
-use crate::measure::{CaseResult, Goal, Sample, Way, in_turns};
+use crate::measure::{CaseResult, Sample, Way, in_turns};
 use crate::memory::at_hand;
 use crate::network::Scratch;
 use crate::ours::{Bench, bench};
 use crate::qemu::{Migration, Ram, migrate};
+use crate::ratio::{Figures, Goal};
 
 const CHANNELS: [u32; 3] = [1, 2, 4];
 
@@ -55,19 +56,24 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
                transparent huge pages (private); pageferry's a file in shared memory; the number is that of channels";
     let mut result = CaseResult { case: "throughput".into(), how: how.into(), sides, ratios: Vec::new() };
     let rate = Sample::gib_per_second;
-    let median = |begins: &str| result.best(begins, rate).map(|side| side.median(rate));
-    let (ours, file, private) = (median("pageferry"), median("qemu file"), median("qemu private"));
-    let cpu = |begins: &str| result.best(begins, rate).map(|side| side.median(Sample::source_cpu_per_gib));
+    let best = |begins: &str| result.best(begins, rate).map(|side| side.figures(rate));
+    let (ours, file, private) = (best("pageferry"), best("qemu file"), best("qemu private"));
+    let cpu = |begins: &str| result.best(begins, rate).map(|side| side.figures(Sample::source_cpu_per_gib));
     let (our_cpu, file_cpu, private_cpu) = (cpu("pageferry"), cpu("qemu file"), cpu("qemu private"));
     let engine = result
         .best("pageferry", rate)
-        .map(|side| side.samples.iter().filter_map(|sample| sample.engine_bytes).max().unwrap_or(0) as f64);
+        .map(|side| side.samples.iter().filter_map(|sample| sample.engine_bytes).max().unwrap_or(0) as f64)
+        .map(Figures::exact);
     let allowed = (64 << 20) as f64 + setup.bytes as f64 / 1e4;
-    result.ratio("tcp rate / QEMU multifd's best, shared memory", (ours, file), Some(Goal::AtLeast(3.0)));
+    result.ratio(
+        "tcp rate / QEMU multifd's best, shared memory",
+        (ours.clone(), file),
+        Some(Goal::AtLeast(3.0)),
+    );
     result.ratio("tcp rate / QEMU multifd's best, private memory", (ours, private), Some(Goal::AtLeast(3.0)));
     result.ratio(
         "tcp source CPU / QEMU multifd's, shared memory",
-        (our_cpu, file_cpu),
+        (our_cpu.clone(), file_cpu),
         Some(Goal::AtMost(0.2)),
     );
     result.ratio(
@@ -77,7 +83,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     );
     result.ratio(
         "engine memory / (64 MiB + 0.01 % of RAM)",
-        (engine, Some(allowed)),
+        (engine, Some(Figures::exact(allowed))),
         Some(Goal::AtMost(1.0)),
     );
     Ok(result)

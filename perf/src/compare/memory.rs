@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -41,6 +42,17 @@ pub(crate) fn at_hand(bytes: u64) -> anyhow::Result<()> {
     let status =
         std::process::Command::new(std::env::current_exe()?).args(["touch", &bytes.to_string()]).status()?;
     anyhow::ensure!(status.success(), "cannot take {bytes} bytes of memory: {status}");
+    Ok(())
+}
+
+/// Reads of each page of a file. On virtual machines the first to read a page that was left alone for seconds may wait for half a
+/// microsecond, and that would be whoever sends the file next.
+pub(crate) fn look_at(path: &Path) -> anyhow::Result<()> {
+    let file = File::open(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut byte = [0];
+    for offset in (0..file.metadata()?.len()).step_by(PAGE_SIZE as usize) {
+        file.read_at(&mut byte, offset)?;
+    }
     Ok(())
 }
 

@@ -4,7 +4,6 @@ use anyhow::Context;
 
 use super::{CLOSE_PAIRS, PAIRS, Setup};
 use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
-use crate::memory::at_hand;
 use crate::network::{DESTINATION, Lab, Scratch};
 use crate::ours::{Bench, Between, bench};
 use crate::qemu::{Migration, Ram, migrate};
@@ -89,7 +88,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             }
         }
     }
-    let sides = in_turns(&ways, setup.runs, at_hand)?;
+    let sides = in_turns(&ways, setup.runs, |takes| setup.prepare(takes))?;
     let how = "rates are of the guest's whole memory; over loopback pageferry's of the booted guest or of random bytes, into fresh \
                memory or into memory that is populated already; the number is that of channels";
     let mut result = CaseResult { case: "compression".into(), how: how.into(), sides, ratios: Vec::new() };

@@ -3,7 +3,6 @@
 use super::{PAIRS, Setup};
 use crate::iperf;
 use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
-use crate::memory::at_hand;
 use crate::ours::{self, Bench, bench};
 use crate::ratio::Goal;
 
@@ -40,7 +39,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             }));
         }
     }
-    let sides = in_turns(&ways, setup.runs, at_hand)?;
+    let sides = in_turns(&ways, setup.runs, |takes| setup.prepare(takes))?;
     let how = "the floor receives into populated memory in huge pages; iperf3 throws away what comes from a buffer that stays \
                in the cache; the number is that of channels";
     let mut result = CaseResult { case: "floor".into(), how: how.into(), sides, ratios: Vec::new() };

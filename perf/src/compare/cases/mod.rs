@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use clap::ValueEnum;
 
 use crate::measure::CaseResult;
+use crate::memory;
 
 /// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
 const PAIRS: usize = 4;
@@ -78,6 +79,12 @@ impl Setup {
     /// Memory that a move of so much takes: what bench sends is a copy, as much arrives, and there are processes.
     pub(crate) fn takes(bytes: u64) -> u64 {
         2 * bytes + (512 << 20)
+    }
+
+    /// What comes before each sample: so much memory is at hand, and the images have just been used.
+    pub(crate) fn prepare(&self, takes: u64) -> anyhow::Result<()> {
+        memory::at_hand(takes)?;
+        std::iter::once(&self.random).chain(&self.booted).try_for_each(|image| memory::look_at(image))
     }
 
     /// `--fill` for an image.

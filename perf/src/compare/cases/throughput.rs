@@ -2,7 +2,6 @@
 
 use super::Setup;
 use crate::measure::{CaseResult, Sample, Way, in_turns};
-use crate::memory::at_hand;
 use crate::network::Scratch;
 use crate::ours::{Bench, bench};
 use crate::qemu::{Migration, Ram, migrate};
@@ -51,7 +50,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
             })
         }));
     }
-    let sides = in_turns(&ways, setup.runs, at_hand)?;
+    let sides = in_turns(&ways, setup.runs, |takes| setup.prepare(takes))?;
     let how = "fresh memory at the destination; QEMU's is a file in shared memory as at the source (file), or private with \
                transparent huge pages (private); pageferry's a file in shared memory; the number is that of channels";
     let mut result = CaseResult { case: "throughput".into(), how: how.into(), sides, ratios: Vec::new() };

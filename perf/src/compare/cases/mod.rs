@@ -81,10 +81,10 @@ impl Setup {
         2 * bytes + (512 << 20)
     }
 
-    /// What comes before each sample: so much memory is at hand, and the images have just been used.
+    /// What comes before each sample: the images have just been used, and so much memory is at hand, which does not stay so for long.
     pub(crate) fn prepare(&self, takes: u64) -> anyhow::Result<()> {
-        memory::at_hand(takes)?;
-        std::iter::once(&self.random).chain(&self.booted).try_for_each(|image| memory::look_at(image))
+        std::iter::once(&self.random).chain(&self.booted).try_for_each(|image| memory::look_at(image))?;
+        memory::at_hand(takes)
     }
 
     /// `--fill` for an image.

@@ -36,7 +36,7 @@ struct Arguments {
     /// What to compare; several with commas. All of them unless given
     #[arg(long = "case", value_enum, value_delimiter = ',')]
     cases: Vec<Case>,
-    /// How often each side is measured; figures are medians
+    /// How many turns; what is compared closely is measured several times in each. Figures are medians
     #[arg(long, default_value_t = 3)]
     runs: usize,
     /// The random memory that is sent, in MiB

@@ -120,6 +120,7 @@ mod tests {
         let verdict = |goal| Ratio { goal: Some(goal), ..ratio.clone() }.verdict();
         assert_eq!(verdict(Goal::AtLeast(1.0)), "not met, and chance could say otherwise");
         assert_eq!((verdict(Goal::AtLeast(1.5)), verdict(Goal::AtMost(1.5))), ("not met", "met"));
+        assert!(Goal::AtMost(4.0).is_met(4.0) && Goal::AtLeast(4.0).is_met(4.0));
         let single = Ratio::of("r", &Figures(vec![2.0, 4.0]), &Figures::exact(1.0), None);
         assert_eq!((single.value, single.nine_in_ten, single.verdict()), (3.0, None, ""));
     }

@@ -84,7 +84,11 @@ mod tests {
             case: "throughput".into(),
             how: "in turns".into(),
             sides: vec![Side { name: "ours".into(), samples: vec![sample] }],
-            ratios: vec![ratio(&[3.5; 3], Some(Goal::AtLeast(3.0))), ratio(&[0.25], Some(Goal::AtMost(0.2)))],
+            ratios: vec![
+                ratio(&[3.5; 3], Some(Goal::AtLeast(3.0))),
+                ratio(&[0.25], Some(Goal::AtMost(0.2))),
+                ratio(&[1.0], None),
+            ],
         };
         let text = of(&[result]);
         for expected in [
@@ -92,6 +96,7 @@ mod tests {
             "  ours     0.500     2.00    0.100 s/GiB  0.000 s/GiB         0     1  downtime 12.3 ms",
             "ratio     3.500   3.500 to 3.500       >= 3 met\n",
             "ratio     0.250                      <= 0.2 not met\n",
+            "ratio     1.000\n",
         ] {
             assert!(text.contains(expected), "{expected}\nis not in\n{text}");
         }

@@ -217,6 +217,7 @@ struct Rounds<'a> {
 
 impl Rounds<'_> {
     fn send(mut self, payload: &mut Payload, options: &BenchOptions) -> Result<Measured, BenchError> {
+        payload.look_at();
         let mut writer = match options.dirty_bytes_per_second {
             0 => None,
             rate => {
@@ -224,7 +225,6 @@ impl Rounds<'_> {
                 Some(Writer::start(&payload.memory, &payload.in_use, rate)?)
             }
         };
-        payload.look_at();
         let (cpu, began) = (CpuMeter::start(), Instant::now());
         let over = options.duration.map(|duration| began + duration);
         let (mut bytes, mut zero_bytes, mut rounds, mut standing) = (0, 0, 0, false);

@@ -2,10 +2,10 @@
 
 use anyhow::Context;
 
-use super::{CLOSE_PAIRS, PAIRS, Setup};
+use super::{CLOSE_PAIRS, PAIRS, Setup, pageferry};
 use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
 use crate::network::{DESTINATION, Lab, Scratch};
-use crate::ours::{Bench, Between, bench};
+use crate::ours::{Bench, Between};
 use crate::qemu::{Migration, Ram, migrate};
 use crate::ratio::Goal;
 
@@ -110,8 +110,4 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
         }
     }
     Ok(result)
-}
-
-fn pageferry(name: String, what: Bench<'_>) -> Way<'_> {
-    Way::new(format!("pageferry {name}"), Setup::takes(what.bytes), move || bench(&what))
 }

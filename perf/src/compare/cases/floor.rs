@@ -1,38 +1,25 @@
 //! pageferry's tcp mode against the cheapest known way to move the same bytes, both into memory that is populated already.
 
-use super::{PAIRS, Setup};
+use super::{PAIRS, Setup, pageferry};
 use crate::iperf;
 use crate::measure::{CaseResult, Sample, Way, alternating, in_turns};
-use crate::ours::{self, Bench, bench};
+use crate::ours;
 use crate::ratio::Goal;
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
     let (mut ways, takes) = (Vec::new(), Setup::takes(setup.bytes));
-    let pageferry = |warm: bool, channels: u32| {
-        let state = if warm { "populated" } else { "fresh" };
-        Way::new(format!("pageferry {state} {channels}"), takes, move || {
-            bench(&Bench {
-                binary: &setup.binary,
-                mode: "tcp",
-                channels,
-                fill: Setup::fill(&setup.random),
-                bytes: setup.bytes,
-                warm,
-                between: None,
-            })
-        })
-    };
+    let populated = |channels| pageferry(format!("populated {channels}"), setup.tcp(channels, true));
     for channels in [1, 2] {
         let times = if setup.quick { 1 } else { PAIRS };
         for floor in alternating([None, Some("vmsplice"), Some("sendfile")], times) {
             ways.push(match floor {
-                None => pageferry(true, channels),
+                None => populated(channels),
                 Some(way) => Way::new(format!("floor {way} {channels}"), takes, move || {
                     ours::floor(&setup.random, way, channels)
                 }),
             });
         }
-        ways.push(pageferry(false, channels));
+        ways.push(pageferry(format!("fresh {channels}"), setup.tcp(channels, false)));
         for (name, zero_copy) in [("iperf3", false), ("iperf3 -Z", true)] {
             ways.push(Way::new(format!("{name} {channels}"), 64 << 20, move || {
                 iperf::run(channels.into(), zero_copy)

@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
 
-use crate::measure::CaseResult;
+use crate::measure::{CaseResult, Way};
 use crate::memory;
+use crate::ours::{Bench, bench};
 
 /// How often in a turn moves of a fraction of a second are measured: one differs from the next by a third.
 const PAIRS: usize = 4;
@@ -87,8 +88,19 @@ impl Setup {
         memory::at_hand(takes)
     }
 
+    /// The random bytes over loopback, by mode tcp.
+    pub(crate) fn tcp(&self, channels: u32, warm: bool) -> Bench<'_> {
+        let fill = Self::fill(&self.random);
+        Bench { binary: &self.binary, mode: "tcp", channels, fill, bytes: self.bytes, warm, between: None }
+    }
+
     /// `--fill` for an image.
     pub(crate) fn fill(image: &Path) -> String {
         format!("file:{}", image.display())
     }
+}
+
+/// What pageferry does with memory all of which is in use.
+fn pageferry(name: String, what: Bench<'_>) -> Way<'_> {
+    Way::new(format!("pageferry {name}"), Setup::takes(what.bytes), move || bench(&what))
 }

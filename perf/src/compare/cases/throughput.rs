@@ -1,9 +1,8 @@
 //! QEMU's multifd against pageferry's tcp mode, over loopback: 2 GiB of random bytes in a shared file.
 
-use super::Setup;
+use super::{Setup, pageferry};
 use crate::measure::{CaseResult, Sample, Way, in_turns};
 use crate::network::Scratch;
-use crate::ours::{Bench, bench};
 use crate::qemu::{Migration, Ram, migrate};
 use crate::ratio::{Figures, Goal};
 
@@ -38,17 +37,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<CaseResult> {
                 sample
             }));
         }
-        ways.push(Way::new(format!("pageferry {channels}"), takes, move || {
-            bench(&Bench {
-                binary: &setup.binary,
-                mode: "tcp",
-                channels,
-                fill: Setup::fill(&setup.random),
-                bytes: setup.bytes,
-                warm: false,
-                between: None,
-            })
-        }));
+        ways.push(pageferry(channels.to_string(), setup.tcp(channels, false)));
     }
     let sides = in_turns(&ways, setup.runs, |takes| setup.prepare(takes))?;
     let how = "fresh memory at the destination; QEMU's is a file in shared memory as at the source (file), or private with \
